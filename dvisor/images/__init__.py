@@ -1,0 +1,1 @@
+"""Private Debian roots for tools, and guest images, from Debian packages; cached by content."""

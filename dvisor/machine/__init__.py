@@ -1,0 +1,1 @@
+"""The machine: the only place that knows QEMU (launch, attach, QMP, memory, vCPUs)."""
