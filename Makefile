@@ -1,0 +1,58 @@
+# dvisor: `make` lists the targets. Each does the set-up it needs, once, and says so.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+DEMO_IMAGES := qemu debian
+TEST_IMAGES := qemu tiny debian
+
+.PHONY: help demo check test test-all bench docs clean lint venv images
+
+help: ## this list
+	@echo "dvisor: security services beneath an unmodified guest. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: venv ## boot a real Debian guest and show, from beneath, what runs in it
+	@house/setup tools
+	@$(BIN)/dvisor image build $(DEMO_IMAGES)
+	@$(BIN)/dvisor demo
+
+check: lint ## format, lint, types, import contracts, unit tests: no root, no guest, under a minute
+	@$(PYTEST) -m "not vm"
+
+test: lint images ## check, and tests on real guests
+	@DVISOR_REQUIRE_VM=1 $(PYTEST)
+
+test-all: lint images ## test, and the long ones: every kernel, minutes of churn
+	@DVISOR_REQUIRE_VM=1 $(PYTEST) --full
+
+bench: images ## the tables of docs/: dvisor against drgn and volatility3 on one guest
+	@house/setup venv bench
+	@$(BIN)/python -m bench
+
+docs: ## the documentation site, in site/
+	@house/setup venv docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "dvisor: the documentation is in site/index.html"
+
+clean: ## remove what was made in this folder (images stay: see `dvisor image rm`)
+	rm -rf .venv build dist site bench/out *.egg-info \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+venv:
+	@house/setup venv dev
+
+images: venv
+	@house/setup tools
+	@$(BIN)/dvisor image build $(TEST_IMAGES)
+
+lint: venv
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@if [ -d native ]; then $(BIN)/clang-format --dry-run -Werror $$(git ls-files 'native/*.[ch]'); fi

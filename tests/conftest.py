@@ -1,0 +1,44 @@
+"""What every test obeys: which ones run here, and how hypothesis searches.
+
+``vm`` tests need QEMU and guest images. Without them they are skipped with the reason, unless
+DVISOR_REQUIRE_VM is set (``make test`` sets it): then they run, and fail with the real error.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# On a loaded machine a slow example is no bug: no test here asserts a time.
+settings.register_profile(
+    "dvisor", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("dvisor")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the tests marked full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+    if os.environ.get("DVISOR_REQUIRE_VM"):
+        return
+    guests = [item for item in items if item.get_closest_marker("vm")]
+    if guests and (lack := what_guests_lack()):
+        for item in guests:
+            item.add_marker(pytest.mark.skip(reason=lack))
+
+
+def what_guests_lack() -> str | None:
+    """Why no guest can be started here, or None."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvisor"
+    if not cache.is_dir():
+        return f"no guest images in {cache}: `make test` builds them"
+    return None

@@ -1,0 +1,21 @@
+"""What the documentation says of the program is what the program does."""
+
+from __future__ import annotations
+
+import re
+
+from dvisor import errors
+from tests.house.tree import ROOT, relative, tree_files
+
+
+def test_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
+    page = (ROOT / "docs/index.md").read_text()
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \| ", page, re.MULTILINE)}
+    leaves = [cls for cls in vars(errors).values() if isinstance(cls, type)]
+    assert documented == {0} | {cls.exit_code for cls in leaves}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [relative(page).removeprefix("docs/") for page in tree_files("docs/*.md")]
+    assert [page for page in pages if f": {page}\n" not in navigation] == []
