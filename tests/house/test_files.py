@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def test_module_is_at_most_400_lines(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=relative)
 def test_module_says_what_it_is_for(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text())), "no docstring at the top"
+
+
+def test_every_data_file_of_the_package_is_installed_with_it() -> None:
+    """``pip install .`` takes pyproject.toml's patterns, and says nothing of what they miss."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = [pattern.removeprefix("**/") for pattern in settings["package-data"]["dvisor"]]
+    data = [path for path in tree_files("dvisor/") if path.suffix != ".py"]
+    missed = [path for path in data if not any(fnmatch(path.name, each) for each in patterns)]
+    assert [relative(path) for path in missed] == []
 
 
 def test_example_is_one_screen() -> None:
