@@ -1,0 +1,265 @@
+"""BTF: the kernel's types, as it carries them in its own memory.
+
+Source of the format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h. A module's BTF is
+*split*: its type ids and string offsets go on where vmlinux's end. All of it is guest data: each
+index is checked, each chain of types is bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from dvisor.errors import GuestDataError, NotFoundError
+
+MAGIC = 0xEB9F
+MAX_BYTES = 256 << 20
+MAX_CHAIN = 64
+"""Longest chain of typedefs and qualifiers, and deepest nesting of anonymous members, followed."""
+
+INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
+VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT = range(9, 17)
+DECL_TAG, TYPE_TAG, ENUM64 = 17, 18, 19
+TRANSPARENT = frozenset({TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG})
+
+# 32-bit words that follow the common three: fixed, and per member (vlen).
+_FIXED_WORDS = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
+_MEMBER_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
+
+
+class Member(NamedTuple):
+    """A member of a structure, however deep: offsets from the start of the outermost one."""
+
+    bit_offset: int
+    bit_size: int
+    """0 unless it is a bit-field."""
+    type_id: int
+
+    @property
+    def offset(self) -> int:
+        """In bytes."""
+        return self.bit_offset // 8
+
+
+class Btf:
+    """One BTF blob; ``base`` is vmlinux's when this one is a module's."""
+
+    def __init__(self, raw: bytes, base: Btf | None = None) -> None:
+        if len(raw) < 24 or len(raw) > MAX_BYTES:
+            raise GuestDataError(f"BTF of {len(raw)} bytes")
+        magic, version, _, header, type_at, type_size, string_at, string_size = struct.unpack_from(
+            "<HBBIIIII", raw
+        )
+        if magic != MAGIC or version != 1 or header < 24:
+            raise GuestDataError(f"no BTF here (magic {magic:#x}, version {version})")
+        types, strings = header + type_at, header + string_at
+        if types + type_size > len(raw) or strings + string_size > len(raw) or type_at % 4:
+            raise GuestDataError("the BTF header points outside of the BTF")
+        self.base = base
+        self._strings = raw[strings : strings + string_size]
+        padded = raw[types : types + (type_size & ~3)]
+        self._words = memoryview(padded).cast("I")
+        self._first_id = base.end_id if base else 1
+        self._first_string = base.end_string if base else 0
+
+    @property
+    def end_id(self) -> int:
+        """One more than the last type id."""
+        return self._first_id + len(self._starts)
+
+    @property
+    def end_string(self) -> int:
+        return self._first_string + len(self._strings)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Index into the words of each type, by id."""
+        words, end = self._words, len(self._words)
+        fixed = [3 + _FIXED_WORDS.get(kind, 0) for kind in range(32)]
+        each = [_MEMBER_WORDS.get(kind, 0) for kind in range(32)]
+        starts: list[int] = []
+        append, at = starts.append, 0
+        try:
+            while at < end:
+                append(at)
+                info = words[at + 1]
+                kind = info >> 24 & 0x1F
+                at += fixed[kind] + each[kind] * (info & 0xFFFF)
+        except IndexError:
+            at = end + 1
+        if at != end:
+            raise GuestDataError("the last BTF type is cut off")
+        return starts
+
+    @cached_property
+    def _by_name(self) -> dict[int, list[int]]:
+        """Type ids by offset of the name, for the kinds that are looked up by name."""
+        words = self._words
+        found: dict[int, list[int]] = {}
+        wanted = {STRUCT, UNION, ENUM, ENUM64, TYPEDEF, INT, FUNC, VAR}
+        for type_id, at in enumerate(self._starts, self._first_id):
+            if words[at] and words[at + 1] >> 24 & 0x1F in wanted:
+                found.setdefault(words[at], []).append(type_id)
+        return found
+
+    def _at(self, type_id: int) -> tuple[Btf, int]:
+        """(the blob that holds the type, index of its first word)."""
+        blob: Btf = self
+        while type_id < blob._first_id and blob.base is not None:
+            blob = blob.base
+        index = type_id - blob._first_id
+        if not 0 <= index < len(blob._starts):
+            raise GuestDataError(f"BTF has no type {type_id}")
+        return blob, blob._starts[index]
+
+    def kind(self, type_id: int) -> int:
+        """Kind of a type; 0 is void."""
+        if type_id == 0:
+            return 0
+        blob, at = self._at(type_id)
+        return blob._words[at + 1] >> 24 & 0x1F
+
+    def string(self, offset: int) -> str:
+        blob: Btf = self
+        while offset < blob._first_string and blob.base is not None:
+            blob = blob.base
+        start = offset - blob._first_string
+        end = blob._strings.find(b"\0", start)
+        if start < 0 or end < 0:
+            raise GuestDataError(f"BTF has no string at {offset}")
+        return blob._strings[start:end].decode("utf-8", "replace")
+
+    def name(self, type_id: int) -> str:
+        if type_id == 0:
+            return "void"
+        blob, at = self._at(type_id)
+        return self.string(blob._words[at])
+
+    def find(self, name: str, *kinds: int) -> int | None:
+        """Id of the first type called ``name`` of one of ``kinds``; a module's own first."""
+        wanted = b"\0" + name.encode() + b"\0"
+        blob: Btf | None = self
+        while blob is not None:
+            at = blob._strings.find(wanted)
+            while at >= 0:  # strings are usually unique; a hostile BTF may hold several
+                for type_id in blob._by_name.get(at + 1 + blob._first_string, ()):
+                    if blob.kind(type_id) in kinds:
+                        return type_id
+                at = blob._strings.find(wanted, at + 1)
+            blob = blob.base
+        return None
+
+    def structure(self, name: str) -> int:
+        """Id of the struct or union (or a typedef of one) called ``name``; NotFoundError."""
+        found = self.find(name, STRUCT, UNION)
+        if found is None:
+            typedef = self.find(name, TYPEDEF)
+            found = None if typedef is None else self.resolve(typedef)
+        if found is None or self.kind(found) not in {STRUCT, UNION}:
+            raise NotFoundError(f"this kernel has no struct {name}")
+        return found
+
+    def resolve(self, type_id: int) -> int:
+        """The type behind typedefs, const, volatile and tags."""
+        for _ in range(MAX_CHAIN):
+            if type_id == 0:
+                return 0
+            blob, at = self._at(type_id)
+            if blob._words[at + 1] >> 24 & 0x1F not in TRANSPARENT:
+                return type_id
+            type_id = blob._words[at + 2]
+        raise GuestDataError("BTF types form a loop")
+
+    def target(self, type_id: int) -> int:
+        """What a pointer, typedef, function or variable refers to."""
+        blob, at = self._at(type_id)
+        return blob._words[at + 2]
+
+    def array(self, type_id: int) -> tuple[int, int]:
+        """(element type id, number of elements) of an array."""
+        blob, at = self._at(type_id)
+        return blob._words[at + 3], blob._words[at + 5]
+
+    def signed(self, type_id: int) -> bool:
+        """Whether an integer or an enumeration is signed (BTF_INT_SIGNED, kind_flag)."""
+        blob, at = self._at(type_id)
+        info = blob._words[at + 1]
+        if info >> 24 & 0x1F == INT:
+            return bool(blob._words[at + 3] >> 24 & 1)
+        return bool(info >> 31)
+
+    def size(self, type_id: int) -> int:
+        """Size in bytes; 8 for a pointer; 0 for void and functions."""
+        total = 1
+        for _ in range(MAX_CHAIN):
+            type_id = self.resolve(type_id)
+            kind = self.kind(type_id)
+            if kind == ARRAY:
+                type_id, count = self.array(type_id)
+                total *= count
+                continue
+            if kind == PTR:
+                return total * 8
+            if kind in {INT, STRUCT, UNION, ENUM, ENUM64, FLOAT, DATASEC}:
+                return total * self.target(type_id)
+            return 0
+        raise GuestDataError("BTF types form a loop")
+
+    def members(self, type_id: int) -> Iterator[tuple[str, Member]]:
+        """Direct members of a struct or union; an anonymous one has an empty name."""
+        blob, at = self._at(type_id)
+        words = blob._words
+        info = words[at + 1]
+        flag = info >> 31  # kind_flag: the offset's top byte is a bit-field's size
+        for i in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
+            bits = words[i + 2]
+            offset, size = (bits & 0xFFFFFF, bits >> 24) if flag else (bits, 0)
+            yield self.string(words[i]), Member(offset, size, words[i + 1])
+
+    def member(self, structure: int, path: str) -> Member | None:
+        """Member by dotted path (``signal.nr_threads`` only through embedded structures, since
+        a pointer has no fixed place); looks inside anonymous members; None if there is none."""
+        bits, found = 0, Member(0, 0, structure)
+        for part in path.split("."):
+            inner = self._search(self.resolve(found.type_id), part, MAX_CHAIN)
+            if inner is None:
+                return None
+            bits += inner.bit_offset
+            found = inner
+        return Member(bits, found.bit_size, found.type_id)
+
+    def _search(self, structure: int, name: str, depth: int) -> Member | None:
+        if depth == 0 or self.kind(structure) not in {STRUCT, UNION}:
+            return None
+        for label, member in self.members(structure):
+            if label == name:
+                return member
+            if label:
+                continue
+            inner = self._search(self.resolve(member.type_id), name, depth - 1)
+            if inner is not None:
+                return inner._replace(bit_offset=inner.bit_offset + member.bit_offset)
+        return None
+
+    def enumerators(self, type_id: int) -> Iterator[tuple[str, int]]:
+        """(name, value) of an enumeration's constants."""
+        blob, at = self._at(type_id)
+        words, info = blob._words, blob._words[at + 1]
+        step = 3 if info >> 24 & 0x1F == ENUM64 else 2
+        for i in range(at + 3, at + 3 + step * (info & 0xFFFF), step):
+            value = words[i + 1] | (words[i + 2] << 32 if step == 3 else 0)
+            width = 64 if step == 3 else 32
+            if info >> 31 and value >> (width - 1):
+                value -= 1 << width
+            yield self.string(words[i]), value
+
+    def constant(self, name: str) -> int | None:
+        """Value of the enumeration constant ``name``, in whichever enumeration it is."""
+        for type_id, at in enumerate(self._starts, self._first_id):
+            if self._words[at + 1] >> 24 & 0x1F in {ENUM, ENUM64}:
+                for label, value in self.enumerators(type_id):
+                    if label == name:
+                        return value
+        return self.base.constant(name) if self.base else None
