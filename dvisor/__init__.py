@@ -7,4 +7,21 @@ Linux), ``policy``, ``runtime``, ``monitors``, ``services``; ``images`` makes wh
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from dvisor.errors import DvisorError
+
+if TYPE_CHECKING:
+    from dvisor.api import Vm, attach
+
 __version__ = "0.1.0"
+__all__ = ["DvisorError", "Vm", "attach"]
+
+
+def __getattr__(name: str) -> object:
+    """The API, loaded at first use: the supervisor and the command line start without it."""
+    if name in {"Vm", "attach", "up", "machines"}:
+        from dvisor import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'dvisor' has no attribute {name!r}")

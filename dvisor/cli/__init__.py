@@ -1,1 +1,86 @@
 """The command line: one file per verb, a client of the public API only."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import typer
+
+from dvisor.errors import DvisorError
+
+VERBS = (
+    ("Machines", ("up", "ls", "down", "console", "logs", "pause", "resume", "reset", "attach")),
+    (
+        "Guest",
+        (
+            "ps",
+            "files",
+            "sockets",
+            "modules",
+            "maps",
+            "mounts",
+            "dmesg",
+            "cpus",
+            "stack",
+            "info",
+            "sym",
+            "read",
+            "top",
+        ),
+    ),
+    ("Bridges", ("export", "shell")),
+    ("Set-up", ("image", "demo")),
+)
+"""Each verb is the module of that name; its ``register(app)`` adds the command."""
+
+_HELP = """See, from beneath, what runs in a Linux guest: no agent, no symbol files, no set-up.
+
+Start with: dvisor up debian; dvisor ps debian
+"""
+
+
+def application() -> typer.Typer:
+    """The whole command, all verbs registered."""
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for panel, verbs in VERBS:
+        for verb in verbs:
+            importlib.import_module(f"dvisor.cli.{verb}").register(app)
+        for added in (*app.registered_commands, *app.registered_groups):
+            if not isinstance(added.rich_help_panel, str):
+                added.rich_help_panel = panel
+    return app
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+) -> None:
+    if version:
+        from dvisor import __version__
+
+        typer.echo(f"dvisor {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 to 9 by kind of error (dvisor.errors), 130 interrupted."""
+    try:
+        application()(standalone_mode=True)
+    except DvisorError as error:
+        sys.stderr.write(f"dvisor: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        sys.exit(130)
+    except BrokenPipeError:  # `dvisor ps | head`: keep the interpreter's exit quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,115 @@
+"""The public API: ``dvisor.attach(...)`` opens a guest, whatever engine it runs on."""
+
+from __future__ import annotations
+
+import stat
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dvisor.errors import AttachError, DvisorError, NotFoundError, UsageError
+from dvisor.guest.guest import Guest
+from dvisor.machine.engine import Engine
+
+
+class Vm:
+    """An open machine: its ``engine`` (memory and registers) and its ``guest`` (what runs in it).
+
+    Opening, reading and closing change nothing in the guest and do not stop it.
+    """
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        self.engine = engine
+        self.guest = Guest(engine)
+
+    def stopped(self) -> AbstractContextManager[None]:
+        """Within it no vCPU runs, so that several views are of the same moment. Nests."""
+        return self.engine.stopped()
+
+    def close(self) -> None:
+        """Give everything back; the machine itself goes on. Safe to call twice."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def attach(target: str | int | Path | None = None) -> Vm:
+    """Open a guest by what is known of it.
+
+    ``target``: the name of a VM that dvisor started; the pid of any QEMU; the path of a QEMU's QMP
+    socket; a core file (ELF vmcore), or ``raw:PATH`` for a flat image of the RAM. None: the one VM
+    of dvisor's that runs. AttachError tells what was tried, what was seen and what to do.
+    """
+    if target is None:
+        target = _only_machine()
+    text = str(target)
+    if text.isdecimal():
+        from dvisor.machine.foreign import open_qemu
+
+        return Vm(text, open_qemu(int(text)))
+    kind, _, rest = text.partition(":")
+    if kind == "raw" and rest:
+        from dvisor.machine.corefile import open_core
+
+        return Vm(Path(rest).name, open_core(Path(rest), raw=True))
+    if isinstance(target, Path) or "/" in text:
+        return _attach_path(Path(text))
+    return _attach_name(text)
+
+
+def _attach_path(path: Path) -> Vm:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise AttachError(
+            str(path),
+            [("the path", str(error))],
+            "name a VM (dvisor ls), a QEMU's pid or QMP socket, or a core file",
+        ) from error
+    if stat.S_ISSOCK(mode):
+        from dvisor.machine.foreign import open_qemu
+
+        return Vm(path.name, open_qemu(path))
+    from dvisor.machine.corefile import open_core
+
+    return Vm(path.name, open_core(path))
+
+
+def _attach_name(name: str) -> Vm:
+    from dvisor.machine import open_engine
+
+    try:
+        return Vm(name, open_engine(name))
+    except NotFoundError as error:
+        tried = [("a VM of dvisor's", str(error))]
+        if Path(name).exists():
+            return _attach_path(Path(name))
+        tried.append((f"a file ./{name}", "there is none"))
+        raise AttachError(
+            name, tried, "dvisor ls shows the VMs; a QEMU of yours goes by its pid or QMP socket"
+        ) from error
+
+
+def _only_machine() -> str:
+    from dvisor.machine import machines
+
+    running = [machine.name for machine in machines()]
+    if len(running) == 1:
+        return running[0]
+    if not running:
+        raise UsageError("no VM of dvisor's runs: start one (dvisor up debian) or name a target")
+    raise UsageError(f"several VMs run, name one: {', '.join(running)}")
+
+
+__all__ = ["DvisorError", "Vm", "attach"]
