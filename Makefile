@@ -6,31 +6,31 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-DEMO_IMAGES := qemu debian
-TEST_IMAGES := qemu tiny debian
 
-.PHONY: help demo check test test-all bench docs clean lint venv images
+.PHONY: help demo check test test-all bench docs clean lint venv
 
 help: ## this list
 	@echo "dvisor: security services beneath an unmodified guest. Targets:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: venv ## boot a real Debian guest and show, from beneath, what runs in it
-	@house/setup tools
-	@$(BIN)/dvisor image build $(DEMO_IMAGES)
+	@house/setup images demo
 	@$(BIN)/dvisor demo
 
 check: lint ## format, lint, types, import contracts, unit tests: no root, no guest, under a minute
 	@$(PYTEST) -m "not vm"
 
-test: lint images ## check, and tests on real guests
+test: lint ## check, and tests on real guests
+	@house/setup images test
 	@DVISOR_REQUIRE_VM=1 $(PYTEST)
 
-test-all: lint images ## test, and the long ones: every kernel, minutes of churn
+test-all: lint ## test, and the long ones: every kernel, minutes of churn
+	@house/setup images full
 	@DVISOR_REQUIRE_VM=1 $(PYTEST) --full
 
-bench: images ## the tables of docs/: dvisor against drgn and volatility3 on one guest
+bench: venv ## tables of times: dvisor against drgn and volatility3 on one guest
 	@house/setup venv bench
+	@house/setup images demo
 	@$(BIN)/python -m bench
 
 docs: ## the documentation site, in site/
@@ -45,10 +45,6 @@ clean: ## remove what was made in this folder (images stay: see `dvisor image rm
 
 venv:
 	@house/setup venv dev
-
-images: venv
-	@house/setup tools
-	@$(BIN)/dvisor image build $(TEST_IMAGES)
 
 lint: venv
 	@$(BIN)/ruff check

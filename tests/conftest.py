@@ -7,10 +7,12 @@ DVISOR_REQUIRE_VM is set (``make test`` sets it): then they run, and fail with t
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from dvisor import images
+from dvisor.errors import DvisorError
 
 # On a loaded machine a slow example is no bug: no test here asserts a time.
 settings.register_profile(
@@ -38,7 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def what_guests_lack() -> str | None:
     """Why no guest can be started here, or None."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvisor"
-    if not cache.is_dir():
-        return f"no guest images in {cache}: `make test` builds them"
+    try:
+        images.find("tiny")
+    except DvisorError as error:
+        return f"{error} (`make test` builds all that these tests need)"
     return None
