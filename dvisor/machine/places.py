@@ -1,0 +1,77 @@
+"""Where things of running and past VMs lie on this host."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from dvisor.errors import HostError
+
+CONTROL_SOCKET = "control.sock"
+SPARE_QMP_SOCKET = "qmp.sock"
+
+# sockaddr_un.sun_path (unix(7)), less the longest name that is put after the directory.
+_LONGEST_DIRECTORY = 107 - len("/" + CONTROL_SOCKET)
+
+
+def runtime_root() -> Path:
+    """The parent of the running VMs' directories, mode 0700; made if missing."""
+    if given := os.environ.get("DVISOR_RUNTIME_DIR"):
+        return _private(Path(given))
+    if os.geteuid() == 0:
+        return _private(Path("/run/dvisor"))
+    if session := os.environ.get("XDG_RUNTIME_DIR"):
+        return _private(Path(session) / "dvisor")
+    raise HostError(
+        "this session has no XDG_RUNTIME_DIR to keep sockets in: log in through PAM (ssh, a "
+        "desktop), or set DVISOR_RUNTIME_DIR to a directory that only you can enter"
+    )
+
+
+def runtime_directory(name: str) -> Path:
+    """Where the sockets and the lock of VM ``name`` are while it lives; may not exist."""
+    path = runtime_root() / name
+    if len(os.fsencode(path)) > _LONGEST_DIRECTORY:
+        raise HostError(
+            f"{path} is too long a path for unix sockets: set DVISOR_RUNTIME_DIR to a shorter one"
+        )
+    return path
+
+
+def state_root() -> Path:
+    """The parent of the directories that keep VMs' logs and how they ended; made if missing."""
+    return _private(_home("DVISOR_STATE_DIR", "XDG_STATE_HOME", "/var/lib", ".local/state"))
+
+
+def state_directory(name: str) -> Path:
+    """Where the logs and the last end of VM ``name`` are kept; may not exist."""
+    return state_root() / name
+
+
+def cache_root() -> Path:
+    """Where results that can be found again are kept; made if missing."""
+    return _private(_home("DVISOR_CACHE_DIR", "XDG_CACHE_HOME", "/var/cache", ".cache"))
+
+
+def _home(own: str, xdg: str, system: str, below_home: str) -> Path:
+    if given := os.environ.get(own):
+        return Path(given)
+    if given := os.environ.get(xdg):
+        return Path(given) / "dvisor"
+    base = Path(system) if os.geteuid() == 0 else Path.home() / below_home
+    return base / "dvisor"
+
+
+def _private(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        seen = path.stat()
+    except OSError as error:
+        raise HostError(f"cannot make the directory {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o022:
+        raise HostError(
+            f"{path} must be a directory that you own and only you can write to: others could "
+            "take over your VMs through it"
+        )
+    return path
