@@ -47,6 +47,8 @@ def install(
 ) -> None:
     """Install a minimal Debian with packages into a tar archive; ``overlay`` is a tar put on it."""
     options = ["--variant=minbase", f"--customize-hook=tar-in {overlay} /"]
+    # Otherwise the overlay's machine-id is emptied, and each boot is a first boot.
+    options.append("--skip=cleanup/reproducible")
     options += [f"--dpkgopt=path-exclude={path}" for path in exclude_paths]
     _mmdebstrap(archive, suites, packages, options, progress)
 

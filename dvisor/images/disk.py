@@ -19,6 +19,7 @@ _MIB = 1 << 20
 _ARCHIVE = "userland.tar"
 _MODULES = "usr/lib/modules"
 _UNITS = "etc/systemd/system"
+_GENERATORS = "etc/systemd/system-generators"
 _WANTS = f"{_UNITS}/multi-user.target.wants"
 
 
@@ -63,7 +64,8 @@ def write_ext4(
     # A tenth on top for inodes and block maps.
     size_mib = archive.stat().st_size * 11 // 10 // _MIB + free_mib
     command = [*tools.argv("usr/sbin/mke2fs"), "-t", "ext4", "-q", "-F", "-L", "dvisor"]
-    command += ["-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(archive)]
+    # Inode tables are initialised here, or else a kernel thread of the guest does it at each boot.
+    command += ["-O", "^has_journal", "-E", "lazy_itable_init=0", "-d", str(archive)]
     env = {"MKE2FS_CONFIG": str(tools.path / "etc/mke2fs.conf")}
     try:
         host.run([*command, str(disk), f"{size_mib}M"], name="mke2fs", env=env)
@@ -90,8 +92,10 @@ def _write_overlay(path: Path, recipe: UserlandRecipe) -> None:
             member = tarfile.TarInfo(file.path)
             member.mode, member.size = file.mode, len(data)
             tar.addfile(member, io.BytesIO(data))
-        for unit in recipe.mask:
-            tar.addfile(_symlink(f"{_UNITS}/{unit}", "/dev/null"))
+        masked = [f"{_UNITS}/{unit}" for unit in recipe.mask]
+        masked += [f"{_GENERATORS}/{generator}" for generator in recipe.mask_generators]
+        for place in masked:
+            tar.addfile(_symlink(place, "/dev/null"))
         for unit in recipe.enable:
             tar.addfile(_symlink(f"{_WANTS}/{unit}", f"../{unit}"))
 

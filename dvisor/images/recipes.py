@@ -12,7 +12,7 @@ import msgspec
 from dvisor.errors import NotFoundError
 
 # Raise when the building code itself changes what comes out of an unchanged recipe.
-_FORMAT = 1
+_FORMAT = 2
 _HERE = Path(__file__).parent
 
 
@@ -54,6 +54,7 @@ class UserlandRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     space_mib: int
     free_mib: int
     mask: list[str]
+    mask_generators: list[str]
     enable: list[str]
     files: list[FileRecipe]
 
