@@ -7,14 +7,17 @@ all of them, where ``dvisor image build`` would be started once an image.
 from __future__ import annotations
 
 import sys
+from itertools import product
 
 from dvisor import images
 from dvisor.errors import DvisorError
 
-DEMO = [("debian", images.DEFAULT_KERNEL)]
-TEST = [*DEMO, *(("tiny", kernel) for kernel in ("6.1", "6.12", "7.2"))]
-FULL = [(image, kernel) for image in images.recipes().images for kernel in images.recipes().kernels]
-SETS = {"demo": DEMO, "test": TEST, "full": FULL}
+KERNELS = list(images.recipes().kernels)
+SETS = {
+    "demo": [("debian", images.DEFAULT_KERNEL)],
+    "test": list(product(("tiny", "debian"), (kernel for kernel in KERNELS if kernel != "rt"))),
+    "full": list(product(("tiny", "debian"), KERNELS)),
+}
 
 
 def main(chosen: str) -> None:

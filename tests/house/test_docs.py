@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from dvisor import errors
+from dvisor.cli import VERBS
 from tests.house.tree import ROOT, relative, tree_files
 
 
@@ -13,6 +14,12 @@ def test_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d+) \| ", page, re.MULTILINE)}
     leaves = [cls for cls in vars(errors).values() if isinstance(cls, type)]
     assert documented == {0} | {cls.exit_code for cls in leaves}
+
+
+def test_readme_lists_the_verbs_of_the_command_line() -> None:
+    table = re.findall(r"^\| (`dvisor .*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = [command for row in table for command in re.findall(r"`(?:dvisor )?(.+?)`", row)]
+    assert {command.split()[0] for command in commands} == {v for _, vs in VERBS for v in vs}
 
 
 def test_every_page_is_in_the_navigation() -> None:
