@@ -6,11 +6,18 @@ import stat
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dvisor.errors import AttachError, DvisorError, NotFoundError, UsageError
 from dvisor.guest.guest import Guest
 from dvisor.machine.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dvisor.images import Progress
+    from dvisor.machine.config import BootFiles, MachineConfig
+    from dvisor.machine.launch import MachineHandle
 
 
 class Vm:
@@ -68,6 +75,44 @@ def attach(target: str | int | Path | None = None) -> Vm:
     return _attach_name(text)
 
 
+def up(
+    config: MachineConfig,
+    progress: Callable[[str], None] | None = None,
+    wait_for: str | None = None,
+    wait_timeout_s: float = 120.0,
+) -> MachineHandle:
+    """Start the VM that ``config`` describes; see ``dvisor.machine.launch.launch``.
+
+    Makes what it lacks first: a QEMU that is new enough, and the image that it names.
+    """
+    from dvisor import images
+    from dvisor.machine.config import launch_spec
+    from dvisor.machine.launch import launch
+    from dvisor.machine.registry import require_free
+
+    require_free(config.name)
+    shown = images.progress_on_stderr()
+    qemu = images.qemu_binary(progress=shown)
+    spec = launch_spec(config, _boot_files(config, shown), qemu.argv_prefix)
+    return launch(spec, progress, wait_for, wait_timeout_s)
+
+
+def _boot_files(config: MachineConfig, progress: Progress) -> BootFiles:
+    from dvisor import images
+    from dvisor.machine.config import BootFiles
+    from dvisor.machine.spec import Disk
+
+    if config.image is None:
+        return BootFiles(config.vmlinuz or "", config.initrd)
+    image = images.build(config.image, config.kernel or images.DEFAULT_KERNEL, progress=progress)
+    return BootFiles(
+        str(image.vmlinuz),
+        str(image.initrd) if image.initrd else None,
+        (Disk(str(image.disk)),) if image.disk else (),
+        image.kernel_command_line,
+    )
+
+
 def _attach_path(path: Path) -> Vm:
     try:
         mode = path.stat().st_mode
@@ -112,4 +157,4 @@ def _only_machine() -> str:
     raise UsageError(f"several VMs run, name one: {', '.join(running)}")
 
 
-__all__ = ["DvisorError", "Vm", "attach"]
+__all__ = ["DvisorError", "Vm", "attach", "up"]

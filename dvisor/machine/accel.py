@@ -26,6 +26,8 @@ _KVM = Path("/dev/kvm")
 # A kernel without a root file system says so after all of its own start-up has run:
 # mount_root_generic() in init/do_mounts.c.
 _EVIDENCE = (b"VFS: Unable to mount root fs", b"VFS: Cannot open root device")
+# QEMU's accel/kvm/kvm-all.c, after which it waits for ever.
+_REFUSALS = (b"KVM internal error", b"kvm run failed")
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
@@ -111,32 +113,34 @@ def probe(spec: LaunchSpec, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeResult:
         raise HostError(f"cannot run QEMU ({argv[0]}): {error.strerror}") from error
     with process:
         try:
-            output, ended = _read_until_evidence(process, time.monotonic() + timeout_s)
+            output = _read_until_mark(process, time.monotonic() + timeout_s)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     if any(evidence in output for evidence in _EVIDENCE):
         return ProbeResult(True, "it booted")
-    how = "QEMU ended" if ended else f"no sign of a boot within {timeout_s:g} s"
-    return ProbeResult(False, f"{how}, after {_last_line(output)}")
+    return ProbeResult(False, _telling_line(output))
 
 
-def _read_until_evidence(process: subprocess.Popen[bytes], give_up: float) -> tuple[bytes, bool]:
+def _read_until_mark(process: subprocess.Popen[bytes], give_up: float) -> bytes:
+    """What the guest and QEMU said until a mark, QEMU's end, or the end of our patience."""
     assert process.stdout is not None
     stdout = process.stdout.fileno()
     output = b""
-    while not any(evidence in output for evidence in _EVIDENCE):
+    while not any(mark in output for mark in _EVIDENCE + _REFUSALS):
         left_s = give_up - time.monotonic()
-        if left_s <= 0 or len(output) > _PROBE_OUTPUT_LIMIT:
-            return output, False
-        if select.select([stdout], [], [], left_s)[0]:
-            data = os.read(stdout, 64 << 10)
-            if not data:
-                return output, True
-            output += data
-    return output, False
+        if left_s <= 0 or not select.select([stdout], [], [], left_s)[0]:
+            break
+        data = os.read(stdout, 64 << 10)
+        if not data or len(output) > _PROBE_OUTPUT_LIMIT:
+            break
+        output += data
+    return output
 
 
-def _last_line(output: bytes) -> str:
-    lines = output.decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return repr(said[-1][-160:]) if said else "no output at all"
+def _telling_line(output: bytes) -> str:
+    """The line that refuses, else the last one."""
+    lines = [line.strip() for line in output.split(b"\n") if line.strip()]
+    refusing = [line for line in lines if any(mark in line for mark in _REFUSALS)]
+    for line in (*refusing[:1], *lines[-1:]):
+        return f"QEMU says {line[-160:].decode(errors='replace')!r}"
+    return "it printed nothing"

@@ -72,7 +72,7 @@ class Console:
         while (match := wanted.search(self._text)) is None:
             if not self._more(give_up - time.monotonic()):
                 raise EngineError(
-                    f"the console of {self.name} did not show {wanted.pattern!r} within "
+                    f"the console of {self.name} did not show {_shown(pattern)} within "
                     f"{timeout_s:g} s; its last words: {self._text[-300:]!r}"
                 )
         seen, self._text = self._text[: match.end()], self._text[match.end() :]
@@ -120,3 +120,7 @@ class Console:
             )
         self._text = (self._text + data.decode(errors="replace"))[-KEPT_CHARACTERS:]
         return True
+
+
+def _shown(pattern: str | re.Pattern[str]) -> str:
+    return repr(pattern if isinstance(pattern, str) else pattern.pattern)

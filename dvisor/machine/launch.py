@@ -65,7 +65,7 @@ def launch(
     fails; HostError when the host lacks something.
     """
     report = progress or (lambda _text: None)
-    registry.check_name(spec.name)
+    registry.require_free(spec.name)
     _check_files(spec)
     spec = msgspec.structs.replace(spec, accel=accel.choose(spec, report))
     ours, theirs = socket.socketpair()

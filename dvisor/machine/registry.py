@@ -64,11 +64,22 @@ def claim(name: str) -> Claim:
                     remains.unlink()
             return Claim(directory, lock_fd)
         if time.monotonic() > give_up:
-            raise StateError(
-                f"a VM named {name} runs already: 'dvisor down {name}' ends it, or give the new "
-                "one another name"
-            )
+            raise _taken(name)
         time.sleep(0.01)
+
+
+def require_free(name: str) -> None:
+    """StateError when a VM of that name lives: an early word, which ``claim`` makes binding."""
+    directory = runtime_directory(check_name(name))
+    if directory.exists() and is_live(directory):
+        raise _taken(name)
+
+
+def _taken(name: str) -> StateError:
+    return StateError(
+        f"a VM named {name} runs already: 'dvisor down {name}' ends it, or give the new one "
+        "another name"
+    )
 
 
 def live_names() -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from dvisor.errors import EngineError, StateError
+from dvisor.errors import DvisorError, EngineError, StateError
 from dvisor.machine.epoch import EpochPage
 from dvisor.machine.messages import Change
 from dvisor.machine.states import LIVE, TRANSITIONS, Lifecycle, State
@@ -45,6 +46,7 @@ class RunControl:
         self.subscribers: set[Callable[[Change], None]] = set()
         self._command = command
         self._resume_after_holds = False
+        self._stop_asked = False
         self._one_at_a_time = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -62,6 +64,8 @@ class RunControl:
         after = _STATE_AFTER.get(name)
         if after is State.PAUSED and self.state is State.PANICKED:
             after = None  # the stop that a panic brings with it
+        if after is State.PAUSED and not self._stop_asked:
+            self._asking = asyncio.create_task(self._ask_why())
         if after is not None and after is not self.state:
             if after in TRANSITIONS[self.state]:
                 self.lifecycle.move(after)
@@ -111,7 +115,7 @@ class RunControl:
             before = self.epoch.value
             await self._command("system_reset")
             await self._until(lambda: self.epoch.value != before, "reset the guest")
-            if self.state is State.PANICKED:
+            if self.state in {State.PANICKED, State.BROKEN}:
                 await self._cont()
 
     async def hold(self) -> None:
@@ -134,9 +138,20 @@ class RunControl:
             if not self.holds and self._resume_after_holds and self.state is State.PAUSED:
                 await self._cont()
 
+    async def _ask_why(self) -> None:
+        """QEMU stopped the guest by itself."""
+        with contextlib.suppress(DvisorError):
+            status = await self._command("query-status")
+            if status["status"] == "internal-error" and self.state is State.PAUSED:
+                self.move(State.BROKEN)
+
     async def _stop(self) -> None:
-        await self._command("stop")
-        await self._until(lambda: self.state is not State.RUNNING, "stop the guest")
+        self._stop_asked = True
+        try:
+            await self._command("stop")
+            await self._until(lambda: self.state is not State.RUNNING, "stop the guest")
+        finally:
+            self._stop_asked = False
 
     async def _cont(self) -> None:
         await self._command("cont")

@@ -15,6 +15,7 @@ class State(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     PANICKED = "panicked"  # the guest told QEMU so (pvpanic); its vCPUs are stopped
+    BROKEN = "broken"  # QEMU cannot run the guest on (a KVM internal error); vCPUs are stopped
     STOPPING = "stopping"  # asked to power down, or being killed
     SHUTDOWN = "shutdown"  # ended as asked for, by the guest or by us
     CRASHED = "crashed"  # QEMU or its supervisor ended and nobody asked for it
@@ -25,15 +26,16 @@ _ENDS = {State.STOPPING, State.SHUTDOWN, State.CRASHED}
 TRANSITIONS: dict[State, set[State]] = {
     State.CREATED: {State.STARTING} | _ENDS,
     State.STARTING: {State.RUNNING, State.PAUSED} | _ENDS,
-    State.RUNNING: {State.PAUSED, State.PANICKED} | _ENDS,
-    State.PAUSED: {State.RUNNING, State.PANICKED} | _ENDS,
+    State.RUNNING: {State.PAUSED, State.PANICKED, State.BROKEN} | _ENDS,
+    State.PAUSED: {State.RUNNING, State.PANICKED, State.BROKEN} | _ENDS,
     State.PANICKED: {State.RUNNING, State.PAUSED} | _ENDS,
+    State.BROKEN: {State.RUNNING, State.PAUSED} | _ENDS,
     State.STOPPING: {State.SHUTDOWN, State.CRASHED},
     State.SHUTDOWN: set(),
     State.CRASHED: set(),
 }
 
-LIVE = frozenset({State.RUNNING, State.PAUSED, State.PANICKED})
+LIVE = frozenset({State.RUNNING, State.PAUSED, State.PANICKED, State.BROKEN})
 """The guest has memory and registers worth reading."""
 
 _ADVICE = {
@@ -42,6 +44,7 @@ _ADVICE = {
     State.RUNNING: "'dvisor pause {name}' stops it",
     State.PAUSED: "'dvisor resume {name}' lets it run again",
     State.PANICKED: "'dvisor reset {name}' starts it anew",
+    State.BROKEN: "'dvisor logs {name}' tells why; 'dvisor reset {name}' starts it anew",
     State.STOPPING: "wait until it has left 'dvisor ls', or use 'dvisor down --force {name}'",
     State.SHUTDOWN: "'dvisor up' starts it again",
     State.CRASHED: "'dvisor logs {name}' tells why; 'dvisor up' starts it again",
