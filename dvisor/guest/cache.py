@@ -46,9 +46,9 @@ class Memo(msgspec.Struct):
 
 
 def directory() -> Path:
-    """Where the records are: ``$XDG_CACHE_HOME/dvisor/kernels``."""
+    """Where the records are: ``$XDG_CACHE_HOME/dvisor/symbols``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dvisor" / "kernels"
+    return Path(base) / "dvisor" / "symbols"
 
 
 def digest(image: Image, tables: Tables, btf: tuple[int, int]) -> str:

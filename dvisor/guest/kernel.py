@@ -41,7 +41,10 @@ class Kernel:
             self.digest, self._memo = self._new_memo(self._tables)
         self._saved = self._memo_size() if known else 0
         self.from_cache = bool(known)
-        self.memory = Memory(engine, found.root, found.levels, (self._direct_map(), image_map))
+        # CR3 belongs to whichever process ran, and goes with it; the kernel's own table stays.
+        root = self.symbol("init_top_pgt") - image_map.virtual + image_map.physical
+        self.memory = Memory(engine, root, found.levels, (image_map,))
+        self.memory = Memory(engine, root, found.levels, (self._direct_map(), image_map))
         self._check_running()
         self.banner = self.memory.string(self.symbol("linux_banner"), 512)
         self.vmcoreinfo = self._read_vmcoreinfo()

@@ -73,7 +73,7 @@ def locate(engine: Engine) -> list[Located]:
             seen.append(f"vCPU {cpu.index} has paging off")
             continue
         try:
-            found = _by_tables(engine, cpu.cr3 & paging.CR3_BASE_MASK, cpu.levels)
+            found = _by_cr3(engine, cpu.cr3 & paging.ADDRESS_MASK, cpu.levels)
         except GuestDataError as error:
             seen.append(f"vCPU {cpu.index}: {error}")
             continue
@@ -82,6 +82,22 @@ def locate(engine: Engine) -> list[Located]:
     raise StateError(
         "no Linux kernel runs in the guest yet (" + "; ".join(seen) + "): wait until it has booted"
     )
+
+
+def _by_cr3(engine: Engine, cr3: int, levels: int) -> Located:
+    """The image as CR3 maps it, or its kernel half does: the user half of page-table isolation
+    maps only the entry code, so of the two tables the one that maps more is the kernel's."""
+    found: list[Located] = []
+    problem = None
+    for root in {cr3, cr3 & ~paging.PTI_USER_BIT}:
+        try:
+            found.append(_by_tables(engine, root, levels))
+        except GuestDataError as error:
+            problem = error
+    if not found:
+        assert problem is not None
+        raise problem
+    return max(found, key=lambda candidate: candidate.image.end - candidate.image.start)
 
 
 def _by_tables(engine: Engine, root: int, levels: int) -> Located:

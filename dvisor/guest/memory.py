@@ -110,7 +110,7 @@ class Memory:
 
     def user(self, root: int) -> Memory:
         """The address space of a process, whose page table is at physical ``root``."""
-        return Memory(self.engine, root & paging.CR3_BASE_MASK, self.levels, ())
+        return Memory(self.engine, root & paging.ADDRESS_MASK, self.levels, ())
 
 
 def _overlap(run: Linear, gpa: int, end: int) -> tuple[GuestVirtual, int]:

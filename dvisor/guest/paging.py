@@ -16,9 +16,10 @@ from dvisor.errors import GuestMemoryError
 PRESENT, WRITABLE, USER, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 NO_EXECUTE = 1 << 63
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
-CR3_BASE_MASK = 0x000F_FFFF_FFFF_E000
-"""Without the PCID and, under page-table isolation, without bit 12 that selects the user half
-(arch/x86/entry/calling.h, PTI_USER_PGTABLE_BIT): so it is always the kernel's table."""
+PTI_USER_BIT = 1 << 12
+"""Under page-table isolation the kernel's top table is two pages aligned to their size, and this
+bit of CR3 selects the second, the user's (arch/x86/entry/calling.h, PTI_USER_PGTABLE_BIT).
+Without isolation it is an ordinary bit of the address."""
 
 ReadPhysical = Callable[[GuestPhysical, int], bytes]
 

@@ -21,6 +21,7 @@ TRIES = 8
 """A list that changed under our eyes is read again this often before it is called partial."""
 
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
+COMM_LENGTH = 15  # TASK_COMM_LEN less the final NUL
 
 # include/linux/sched.h (TASK_*) and fs/proc/array.c (letters of /proc/PID/stat).
 _STATES = ((0x01, "S"), (0x02, "D"), (0x04, "T"), (0x08, "t"), (0x40, "P"))
@@ -75,7 +76,9 @@ class _Reader:
             "real_parent",
             "cred",
             "signal",
+            "worker_private?",
         )
+        self.full_name_at = kernel.place("kthread", "full_name")
         self.uid = kernel.record("cred", "uid.val")
         self.tgid_at = kernel.offset("task_struct", "tgid")
 
@@ -115,7 +118,7 @@ class _Reader:
     def one(self, address: int) -> Task:
         """The task at ``address``; GuestDataError if that cannot be one."""
         values: tuple[Any, ...] = self.task.read(address)
-        pid, tgid, comm, state, exit_state, flags, start, mm, parent, cred, _ = values
+        pid, tgid, comm, state, exit_state, flags, start, mm, parent, cred, _, private = values
         if not 0 <= pid <= 1 << 22 or not 0 <= tgid <= 1 << 22:  # PID_MAX_LIMIT
             raise GuestDataError(f"no task has the pid {pid}, tgid {tgid} ({address:#x})")
         memory = self.kernel.memory
@@ -127,18 +130,30 @@ class _Reader:
             ppid = memory.u32(parent + self.tgid_at) if parent else 0
         except GuestDataError:
             ppid = -1
+        name = comm.partition(b"\0")[0]
+        if flags & PF_KTHREAD and private and len(name) == COMM_LENGTH:
+            name = self._full_name(private) or name
         return Task(
             pid,
             tgid,
             ppid,
             uid,
-            comm.partition(b"\0")[0].decode("utf-8", "backslashreplace"),
+            name.decode("utf-8", "backslashreplace"),
             state_letter(state, exit_state),
             bool(flags & PF_KTHREAD),
             start,
             mm,
             address,
         )
+
+    def _full_name(self, kthread: int) -> bytes:
+        """A kernel thread's name beyond what task_struct.comm holds (d6986ce24fc0)."""
+        memory = self.kernel.memory
+        try:
+            name = self.full_name_at and memory.u64(kthread + self.full_name_at.offset)
+            return memory.string(name, 64) if name else b""
+        except GuestDataError:
+            return b""
 
 
 def state_letter(state: int, exit_state: int) -> str:
