@@ -24,7 +24,7 @@ for pid in filter(str.isdecimal, os.listdir("/proc")):
             comm = name.decode("utf-8", "backslashreplace")
             if comm.startswith("kworker/") and comm[8] != "R":  # /proc adds its present work
                 comm = comm.split("-")[0].split("+")[0]
-            if int(fields[6]) & 0x20_0000:  # workers are cut to 15 in /proc, other kernel threads not
+            if int(fields[6]) & 0x20_0000:  # /proc cuts the names of workers
                 comm = comm[:15]
             rows[tid] = [int(pid), int(fields[1]), int(uid), comm, fields[0].decode()]
     except (FileNotFoundError, ProcessLookupError):
