@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from dvisor.errors import DvisorError
 
 if TYPE_CHECKING:
-    from dvisor.api import Vm, attach
+    from dvisor.api import Vm, attach, machines, up
 
 __version__ = "0.1.0"
-__all__ = ["DvisorError", "Vm", "attach"]
+__all__ = ["DvisorError", "Vm", "attach", "machines", "up"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The public API: ``dvisor.attach(...)`` opens a guest, whatever engine it runs on."""
+"""The public API: ``dvisor.up(...)`` starts a VM, ``dvisor.attach(...)`` opens any guest."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dvisor.images import Progress
     from dvisor.machine.config import BootFiles, MachineConfig
+    from dvisor.machine.inventory import MachineInfo
     from dvisor.machine.launch import MachineHandle
 
 
@@ -76,20 +77,25 @@ def attach(target: str | int | Path | None = None) -> Vm:
 
 
 def up(
-    config: MachineConfig,
+    config: MachineConfig | str | Path,
     progress: Callable[[str], None] | None = None,
     wait_for: str | None = None,
     wait_timeout_s: float = 120.0,
 ) -> MachineHandle:
-    """Start the VM that ``config`` describes; see ``dvisor.machine.launch.launch``.
+    """Start a VM under a supervisor of its own; return once its guest runs.
 
-    Makes what it lacks first: a QEMU that is new enough, and the image that it names.
+    ``config``: a ``vm.toml``, the name of a built-in example, or what ``load_config`` made of it.
+    Makes what it lacks first: a QEMU that is new enough, and the image that it names. With
+    ``wait_for``, returns only when the guest has printed that text on its console. The VM lives
+    on after this process. Errors as ``dvisor.machine.launch.launch``.
     """
     from dvisor import images
-    from dvisor.machine.config import launch_spec
+    from dvisor.machine.config import MachineConfig, launch_spec, load_config
     from dvisor.machine.launch import launch
     from dvisor.machine.registry import require_free
 
+    if not isinstance(config, MachineConfig):
+        config = load_config(str(config))
     require_free(config.name)
     shown = images.progress_on_stderr()
     qemu = images.qemu_binary(progress=shown)
@@ -146,9 +152,14 @@ def _attach_name(name: str) -> Vm:
         ) from error
 
 
-def _only_machine() -> str:
-    from dvisor.machine import machines
+def machines() -> list[MachineInfo]:
+    """All VMs of dvisor's that live on this host, by name."""
+    from dvisor.machine import machines as living
 
+    return living()
+
+
+def _only_machine() -> str:
     running = [machine.name for machine in machines()]
     if len(running) == 1:
         return running[0]

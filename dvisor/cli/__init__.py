@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from dvisor.errors import DvisorError
 
@@ -54,11 +57,19 @@ def application() -> typer.Typer:
     app.callback()(_root)
     for panel, verbs in VERBS:
         for verb in verbs:
+            if importlib.util.find_spec(f"dvisor.cli.{verb}") is None:
+                continue
             importlib.import_module(f"dvisor.cli.{verb}").register(app)
-        for added in (*app.registered_commands, *app.registered_groups):
-            if not isinstance(added.rich_help_panel, str):
-                added.rich_help_panel = panel
+        _into_panel(app.registered_commands, panel)
+        _into_panel(app.registered_groups, panel)
     return app
+
+
+def _into_panel(added: Iterable[CommandInfo | TyperInfo], panel: str) -> None:
+    """Those that have no panel yet come under this heading of ``dvisor --help``."""
+    for info in added:
+        if not isinstance(info.rich_help_panel, str):
+            info.rich_help_panel = panel
 
 
 def _root(
