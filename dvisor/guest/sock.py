@@ -126,6 +126,8 @@ class SockReader:
         self.memory = kernel.memory
         self.problem = problem
         self.namespaces = net_namespaces(kernel, problem)
+        # What names the inode: sk_ino, or before there was one (sock_i_ino()) the sk_socket.
+        self._has_inode = kernel.place("sock", "sk_ino") is not None
         self._sock = kernel.record(
             "sock",
             "__sk_common.skc_family",
@@ -135,8 +137,7 @@ class SockReader:
             "sk_type",
             "sk_protocol",
             "sk_uid.val",
-            "sk_ino?",
-            "sk_socket",
+            "sk_ino|sk_socket",
             "sk_backlog.rmem_alloc.counter",
             "sk_wmem_alloc.refs.counter",
             "sk_ack_backlog",
@@ -147,15 +148,15 @@ class SockReader:
 
     def sock(self, address: int) -> Sock:
         """The struct sock at ``address``; GuestDataError if that cannot be one."""
-        family, state, interface, net, kind, protocol, uid, ino, socket, rmem, wmem, backlog = (
+        family, state, interface, net, kind, protocol, uid, inode, rmem, wmem, backlog = (
             self._sock.read(address)
         )
-        if ino is None:  # before sock had sk_ino, sock_i_ino() asked the inode
-            ino = self.memory.u64(socket + self._inode_at) if socket else 0
+        if inode and not self._has_inode:
+            inode = self.memory.u64(inode + self._inode_at)
         # sk_wmem_alloc counts one more than the bytes (sk_wmem_alloc_get()).
         wmem = max(wmem - 1, 0)
         return Sock(
-            family, state, interface, net, kind, protocol, uid, ino, max(rmem, 0), wmem, backlog
+            family, state, interface, net, kind, protocol, uid, inode, max(rmem, 0), wmem, backlog
         )
 
     def inode(self, address: int) -> int:
@@ -176,23 +177,23 @@ class SockReader:
             self.namespaces[address] = inode
         return inode
 
-    def plain(self, address: int, sock: Sock | None = None, **more: Any) -> Socket:
+    def plain(
+        self, address: int, sock: Sock, protocol: str, rx_queue: int, tx_queue: int, **more: Any
+    ) -> Socket:
         """The socket at ``address`` with what every family has; ``more``: its own fields."""
-        sock = sock or self.sock(address)
-        fields: dict[str, Any] = {
-            "family": FAMILIES.get(sock.family, str(sock.family)),
-            "type": TYPES.get(sock.type, str(sock.type)),
-            "protocol": str(sock.protocol),
-            "state": state_name(sock.state),
-            "inode": sock.inode,
-            "uid": sock.uid,
-            "rx_queue": sock.rmem,
-            "tx_queue": sock.wmem,
-            "interface": sock.interface,
-            "netns": self.netns(sock.net),
-            "address": address,
-        }
-        return Socket(**(fields | more))
+        return Socket(
+            family=FAMILIES.get(sock.family) or str(sock.family),
+            type=TYPES.get(sock.type) or str(sock.type),
+            protocol=protocol,
+            state=STATES.get(sock.state) or str(sock.state),
+            inode=sock.inode,
+            uid=sock.uid,
+            rx_queue=rx_queue,
+            tx_queue=tx_queue,
+            netns=self.netns(sock.net),
+            address=address,
+            **more,
+        )
 
 
 def state_name(state: int) -> str:

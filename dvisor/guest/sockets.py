@@ -88,7 +88,12 @@ class Readers:
         (family,) = self.socks.memory.unpack(_FAMILY, address + self._family_at)
         assert isinstance(family, int)
         reader = self._by_family.get(family)
-        return reader.one(address) if reader else self.socks.plain(address)
+        if reader:
+            return reader.one(address)
+        sock = self.socks.sock(address)
+        return self.socks.plain(
+            address, sock, str(sock.protocol), sock.rmem, sock.wmem, interface=sock.interface
+        )
 
 
 def socket_owners(kernel: Kernel, problem: Problem) -> dict[int, list[Owner]]:

@@ -76,6 +76,7 @@ class InetReader:
             "skc_v6_rcv_saddr.in6_u.u6_addr8?",
         )
         self._tcp = kernel.record("tcp_sock", "rcv_nxt", "copied_seq", "write_seq", "snd_una")
+        self._udp = kernel.record("udp_sock", "forward_deficit")
         self._link = kernel.offset("sock_common", "skc_nulls_node")
 
     # -- tables --------------------------------------------------------------------------------
@@ -178,19 +179,20 @@ class InetReader:
 
     def _whole(self, address: int, ends: _Ends) -> Socket:
         sock = self.socks.sock(address)
-        protocol = PROTOCOLS.get(sock.protocol, str(sock.protocol))
+        protocol = PROTOCOLS.get(sock.protocol) or str(sock.protocol)
         rx_queue, tx_queue = self._queues(address, sock, protocol)
         is_raw = sock.type == socket.SOCK_RAW  # skc_num is the protocol then
         return self.socks.plain(
             address,
             sock,
-            protocol=protocol,
+            protocol,
+            rx_queue,
+            tx_queue,
             local=ends.local,
             local_port=0 if is_raw else ends.local_port,
             remote=ends.remote,
             remote_port=0 if is_raw else ends.remote_port,
-            rx_queue=rx_queue,
-            tx_queue=tx_queue,
+            interface=ends.interface,
         )
 
     def _queues(self, address: int, sock: Sock, protocol: str) -> tuple[int, int]:
@@ -200,7 +202,7 @@ class InetReader:
             rx_queue = sock.backlog if sock.state == TCP_LISTEN else _ahead(received, copied)
             return rx_queue, _ahead(written, acknowledged)
         if protocol in {"udp", "udplite"} and sock.type == socket.SOCK_DGRAM:
-            deficit: int = self.kernel.record("udp_sock", "forward_deficit").read(address)[0]
+            deficit: int = self._udp.read(address)[0]
             return max(sock.rmem - deficit, 0), sock.wmem
         return sock.rmem, sock.wmem
 
@@ -209,9 +211,11 @@ class InetReader:
         remote, local, remote_port, port, family, state, interface, net, remote6, local6 = values
         remote_port = (remote_port & 0xFF) << 8 | remote_port >> 8  # skc_dport is big-endian
         if family == AF_INET6 and remote6 is not None:
-            far, near = (socket.inet_ntop(socket.AF_INET6, raw) for raw in (remote6, local6))
+            far = socket.inet_ntop(socket.AF_INET6, remote6)
+            near = socket.inet_ntop(socket.AF_INET6, local6)
         elif family == AF_INET:
-            far, near = (socket.inet_ntoa(raw.to_bytes(4, "little")) for raw in (remote, local))
+            far = socket.inet_ntoa(remote.to_bytes(4, "little"))
+            near = socket.inet_ntoa(local.to_bytes(4, "little"))
         else:
             raise GuestDataError(f"no IP socket has the address family {family} ({address:#x})")
         return _Ends(family, state, interface, net, near, port, far, remote_port)

@@ -87,9 +87,15 @@ class NetlinkReader:
         """The netlink socket at ``address``; GuestDataError."""
         sock = self.socks.sock(address)
         port, remote_port = self._netlink.read(address)
-        protocol = NETLINK_PROTOCOLS.get(sock.protocol, str(sock.protocol))
+        protocol = NETLINK_PROTOCOLS.get(sock.protocol) or str(sock.protocol)
         return self.socks.plain(
-            address, sock, protocol=protocol, local_port=port, remote_port=remote_port
+            address,
+            sock,
+            protocol,
+            sock.rmem,
+            sock.wmem,
+            local_port=port,
+            remote_port=remote_port,
         )
 
 
@@ -118,11 +124,11 @@ class PacketReader:
 
     def one(self, address: int) -> Socket:
         """The packet socket at ``address``; GuestDataError."""
+        sock = self.socks.sock(address)
         # struct packet_sock is unknown to vmlinux where af_packet is a module.
-        record = self.kernel.record("packet_sock", "num?", "ifindex?")
-        number, interface = record.read(address)
-        if number is None:
-            return self.socks.plain(address)
-        ether_type = int.from_bytes(number.to_bytes(2, "little"), "big")
-        protocol = ETHER_TYPES.get(ether_type, f"{ether_type:#06x}")
-        return self.socks.plain(address, protocol=protocol, interface=interface)
+        number, interface = self.kernel.record("packet_sock", "num?", "ifindex?").read(address)
+        ether_type = int.from_bytes((number or 0).to_bytes(2, "little"), "big")
+        protocol = ETHER_TYPES.get(ether_type) or f"{ether_type:#06x}"
+        return self.socks.plain(
+            address, sock, protocol, sock.rmem, sock.wmem, interface=interface or 0
+        )

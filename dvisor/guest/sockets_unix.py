@@ -57,10 +57,11 @@ class UnixReader:
         return self.socks.plain(
             address,
             sock,
-            protocol="unix",
+            "unix",
+            self._waiting(address, sock),
+            sock.wmem,
             local=self._name(name) if name else "",
             peer_inode=self.socks.inode(peer),
-            rx_queue=self._waiting(address, sock),
         )
 
     def _name(self, address: int) -> str:
