@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from dvisor.machine.states import State
 CONSOLE_LOG = "console.log"
 VMM_LOG = "vmm.log"
 SUPERVISOR_LOG = "supervisor.log"
+KEPT_RECORDS = 32
 _RECORD = "last.json"
 
 
@@ -45,6 +47,14 @@ def read_record(name: str) -> Record | None:
 def recorded_names() -> list[str]:
     """The names of all VMs that ran here once."""
     return sorted(entry.parent.name for entry in state_root().glob(f"*/{_RECORD}"))
+
+
+def forget_old(keep: int = KEPT_RECORDS) -> None:
+    """Remove logs and records of all but the ``keep`` VMs that ended last."""
+    ended = [last for name in recorded_names() if (last := read_record(name)) and last.ended_at]
+    ended.sort(key=lambda last: last.ended_at or 0.0)
+    for last in ended[: max(0, len(ended) - keep)]:
+        shutil.rmtree(state_directory(last.name), ignore_errors=True)
 
 
 def prepared_state_directory(name: str) -> Path:

@@ -119,6 +119,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._record_end(ending)
+            record.forget_old()
 
     async def _connect(self) -> None:
         await self._launcher.tell(Progress("starting QEMU"))
