@@ -1,0 +1,89 @@
+"""What an address of kernel code or data is called."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from dvisor.errors import GuestDataError
+from dvisor.guest.kernel import Kernel
+from dvisor.guest.lists import list_entries
+from dvisor.guest.module_symbols import ModuleSymbol, module_symbols
+from dvisor.guest.modules import Module, read_modules
+
+MAX_BPF_SYMBOLS = 1 << 16
+
+
+class Resolver:
+    """Names addresses, by the modules and BPF programs that were loaded when it was made."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        image = kernel.image
+        self._image_size = image.end - image.start
+        self._modules: list[Module] | None = None
+        self._symbols: dict[int, list[ModuleSymbol]] = {}
+        self._bpf: list[tuple[int, int, str]] | None = None
+
+    def name(self, address: int) -> str:
+        """``symbol+0x12``, with `` [module]`` after it for one of a module (``[bpf]`` for a BPF
+        program); the number itself where nothing is known."""
+        if 0 <= address - self.kernel.image.virtual < self._image_size:
+            near = self.kernel.symbols.near(address)
+            return _joined(*near) if near else f"{address:#x}"
+        module = self.module(address)
+        if module is not None:
+            return self._in_module(module, address)
+        for start, end, label in self._bpf_symbols():
+            if start <= address < end:
+                return f"{_joined(label, address - start)} [bpf]"
+        return f"{address:#x}"
+
+    def module(self, address: int) -> Module | None:
+        """The module whose memory ``address`` is in."""
+        if self._modules is None:
+            self._modules = read_modules(self.kernel)
+        return next((m for m in self._modules if m.holds(address)), None)
+
+    def _in_module(self, module: Module, address: int) -> str:
+        symbols = self._symbols.get(module.address)
+        if symbols is None:
+            try:
+                symbols = module_symbols(self.kernel, module)
+            except GuestDataError:
+                symbols = []
+            self._symbols[module.address] = symbols
+        i = bisect_right(symbols, address, key=lambda symbol: symbol.address) - 1
+        if i < 0 or not module.holds(symbols[i].address):
+            return f"{address:#x} [{module.name}]"
+        return f"{_joined(symbols[i].name, address - symbols[i].address)} [{module.name}]"
+
+    def _bpf_symbols(self) -> list[tuple[int, int, str]]:
+        """(start, end, name) of compiled BPF programs and trampolines (bpf_kallsyms)."""
+        if self._bpf is None:
+            self._bpf = []
+            kernel = self.kernel
+            head = kernel.find_symbol("bpf_kallsyms")
+            if head is None or kernel.place("bpf_ksym", "lnode") is None:
+                return self._bpf
+            link = kernel.offset("bpf_ksym", "lnode")
+            record = kernel.record("bpf_ksym", "start", "end", "name")
+            entries = list_entries(
+                kernel.memory, head, link, lambda text: None, "BPF programs", MAX_BPF_SYMBOLS
+            )
+            try:
+                for address in entries:
+                    start, end, name = record.read(address)
+                    label = name.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+                    self._bpf.append((start, end, label))
+            except GuestDataError:
+                return self._bpf  # names for people: what could be read is better than none
+        return self._bpf
+
+
+def resolve(kernel: Kernel, address: int) -> str:
+    """``Resolver.name`` for one address; keep a Resolver for many."""
+    return Resolver(kernel).name(address)
+
+
+def _joined(name: str, distance: int) -> str:
+    return f"{name}+{distance:#x}" if distance else name
