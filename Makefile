@@ -21,15 +21,17 @@ check: lint ## format, lint, types, import contracts, unit tests: no root, no gu
 	@$(PYTEST) -m "not vm"
 
 test: lint ## check, and tests on real guests
+	@house/setup peers
 	@house/setup images test
 	@DVISOR_REQUIRE_VM=1 $(PYTEST)
 
 test-all: lint ## test, and the long ones: every kernel, minutes of churn
+	@house/setup peers
 	@house/setup images full
 	@DVISOR_REQUIRE_VM=1 $(PYTEST) --full
 
 bench: venv ## tables of times: dvisor against drgn and volatility3 on one guest
-	@house/setup venv bench
+	@house/setup peers
 	@house/setup images demo
 	@$(BIN)/python -m bench
 
