@@ -21,6 +21,7 @@ TRIES = 8
 """A list that changed under our eyes is read again this often before it is called partial."""
 
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
+MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 COMM_LENGTH = 15  # TASK_COMM_LEN less the final NUL
 
 # include/linux/sched.h (TASK_*) and fs/proc/array.c (letters of /proc/PID/stat).
@@ -61,10 +62,15 @@ def read_tasks(kernel: Kernel, threads: bool = False) -> Listing[Task]:
 
 
 class _Reader:
+    """One pass over the task list. Each task is one read: its list links come with its members,
+    and what tasks share (credentials, parents) is read once."""
+
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.task: Record = kernel.record(
             "task_struct",
+            "tasks.next",
+            "tasks.prev",
             "pid",
             "tgid",
             "comm",
@@ -80,71 +86,99 @@ class _Reader:
         )
         self.full_name_at = kernel.place("kthread", "full_name")
         self.uid = kernel.record("cred", "uid.val")
-        self.tgid_at = kernel.offset("task_struct", "tgid")
+        self.tgid = kernel.record("task_struct", "tgid")
+        self.uids: dict[int, int] = {}
+        self.tgids: dict[int, int] = {0: 0}
+        self.letters: dict[tuple[int, int], str] = {}
 
     def read(self, threads: bool) -> Listing[Task]:
-        kernel = self.kernel
+        """The same walk as ``lists.list_entries``, which explains the checks."""
         listing: Listing[Task] = Listing()
-        first = kernel.symbol("init_task")
-        link = kernel.offset("task_struct", "tasks")
-        entries = list_entries(
-            kernel.memory, first + link, link, listing.problem, "tasks", MAX_TASKS
-        )
-        for address in entries:
+        link = self.kernel.offset("task_struct", "tasks")
+        head = self.kernel.symbol("init_task") + link
+        previous, at = head, self.kernel.memory.u64(head)
+        seen = {head}
+        while at != head:
+            if at in seen or len(seen) > MAX_TASKS:
+                listing.problem("the task list runs in a circle or has no end")
+                break
+            seen.add(at)
             try:
-                task = self.one(address)
+                values = self.task.read(at - link)
+            except GuestDataError as error:
+                listing.problem(f"the task list is broken: {error}")
+                break
+            if values[1] != previous:
+                listing.problem("the task list changed while it was read")
+            try:
+                task = self._task(at - link, values)
+            except GuestDataError as error:
+                listing.problem(str(error))
+            else:
                 listing.append(task)
                 if threads:
-                    listing.extend(self._others(task, listing.problem))
-            except GuestDataError as error:
-                listing.problem(f"a task cannot be read: {error}")
+                    listing.extend(self._others(task, values[12], listing.problem))
+            previous, at = at, values[0]
         return listing
 
-    def _others(self, leader: Task, problem: Problem) -> Iterator[Task]:
+    def _others(self, leader: Task, signal: int, problem: Problem) -> Iterator[Task]:
         """The process's other threads (signal_struct.thread_head; before 6.7 also
         task_struct.thread_group, 8e1f385104ac)."""
         kernel = self.kernel
         head = kernel.offset("signal_struct", "thread_head")
         link = kernel.offset("task_struct", "thread_node")
-        signal = self.task.read(leader.address)[10]
-        if not signal:
+        if not signal:  # given back already: a zombie that is being reaped
             return
-        for address in list_entries(
-            kernel.memory, signal + head, link, problem, f"threads of {leader.tgid}", MAX_TASKS
-        ):
-            if address != leader.address:
-                yield self.one(address)
+        what = f"threads of {leader.tgid}"
+        try:
+            for address in list_entries(
+                kernel.memory, signal + head, link, problem, what, MAX_TASKS
+            ):
+                if address != leader.address:
+                    yield self.one(address)
+        except GuestDataError as error:
+            problem(f"the {what} cannot be read: {error}")
 
     def one(self, address: int) -> Task:
         """The task at ``address``; GuestDataError if that cannot be one."""
-        values: tuple[Any, ...] = self.task.read(address)
-        pid, tgid, comm, state, exit_state, flags, start, mm, parent, cred, _, private = values
-        if not 0 <= pid <= 1 << 22 or not 0 <= tgid <= 1 << 22:  # PID_MAX_LIMIT
+        return self._task(address, self.task.read(address))
+
+    def _task(self, address: int, values: tuple[Any, ...]) -> Task:
+        _, _, pid, tgid, comm, state, exit_state, flags, start, mm, parent, cred, _, private = (
+            values
+        )
+        if not 0 <= pid <= MAX_PID or not 0 <= tgid <= MAX_PID:
             raise GuestDataError(f"no task has the pid {pid}, tgid {tgid} ({address:#x})")
-        memory = self.kernel.memory
-        try:
-            uid = self.uid.read(cred)[0]
-        except GuestDataError:
-            uid = -1
-        try:
-            ppid = memory.u32(parent + self.tgid_at) if parent else 0
-        except GuestDataError:
-            ppid = -1
         name = comm.partition(b"\0")[0]
-        if flags & PF_KTHREAD and private and len(name) == COMM_LENGTH:
+        if private and len(name) == COMM_LENGTH and flags & PF_KTHREAD:
             name = self._full_name(private) or name
+        self.tgids[address] = tgid
+        uid = self.uids.get(cred)
+        ppid = self.tgids.get(parent)
+        letter = self.letters.get((state, exit_state))
+        if letter is None:
+            letter = self.letters[state, exit_state] = state_letter(state, exit_state)
         return Task(
             pid,
             tgid,
-            ppid,
-            uid,
+            self._first(self.tgids, self.tgid, parent) if ppid is None else ppid,
+            self._first(self.uids, self.uid, cred) if uid is None else uid,
             name.decode("utf-8", "backslashreplace"),
-            state_letter(state, exit_state),
-            bool(flags & PF_KTHREAD),
+            letter,
+            flags & PF_KTHREAD != 0,
             start,
             mm,
             address,
         )
+
+    @staticmethod
+    def _first(known: dict[int, int], record: Record, address: int) -> int:
+        """What ``record`` reads at ``address``, kept in ``known``; -1 if it cannot be read."""
+        try:
+            known[address] = record.read(address)[0]
+        except GuestDataError:
+            known[address] = -1
+        return known[address]
 
     def _full_name(self, kthread: int) -> bytes:
         """A kernel thread's name beyond what task_struct.comm holds (d6986ce24fc0)."""
