@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from dvisor.errors import GuestDataError, StateError
+from dvisor.errors import DvisorError, StateError
 from dvisor.guest import kernel as kernels
 from dvisor.guest.kernel import Kernel
 from dvisor.guest.listing import Listing
+from dvisor.guest.modules import Module, read_modules
+from dvisor.guest.resolve import resolve
+from dvisor.guest.sock import Socket
+from dvisor.guest.sockets import read_sockets
 from dvisor.guest.tasks import Task, find_task, read_tasks
 from dvisor.machine.engine import Engine
 
@@ -48,11 +52,13 @@ class Guest:
         kernel = self.kernel
         try:
             answer = read(kernel, *args, **kw)
-        except GuestDataError:
+        except DvisorError:
             if kernel.alive():
                 raise
-            answer = None
-        if answer is None or not kernel.alive():
+            lost = True
+        else:
+            lost = not kernel.alive()
+        if lost:
             self._kernel = None
             raise StateError("the guest was reset while it was read: call again")
         kernel.remember()
@@ -65,3 +71,15 @@ class Guest:
     def task(self, pid: int) -> Task:
         """The task with this (global) thread id; NotFoundError."""
         return self.view(find_task, pid)
+
+    def sockets(self) -> Listing[Socket]:
+        """All sockets of all network namespaces, with the processes that hold them open."""
+        return self.view(read_sockets)
+
+    def modules(self) -> Listing[Module]:
+        """All kernel modules, latest loaded first; then those that hide from /proc/modules."""
+        return self.view(read_modules)
+
+    def resolve(self, address: int) -> str:
+        """What a kernel address is called: ``symbol+0x12``, or ``symbol+0x12 [module]``."""
+        return self.view(resolve, address)
