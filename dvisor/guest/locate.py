@@ -139,7 +139,7 @@ def _locate_in_ram(engine: Engine, why: Evidence) -> list[Located]:
     for note in find_vmcoreinfo(engine):
         try:
             found.append(_from_note(engine, note))
-        except DvisorError:
+        except (DvisorError, KeyError, ValueError):  # anyone can write a page that looks like one
             continue
     if not found:
         found = list(_by_signature(engine))
