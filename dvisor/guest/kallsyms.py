@@ -260,3 +260,9 @@ class Kallsyms:
             return None
         first = bisect_right(ascending, ascending[i] - 1)
         return self.names[order[first]][1:], address - ascending[i]
+
+    def after(self, address: int) -> int:
+        """The lowest address of a symbol above ``address``; ``address`` itself if there is none."""
+        ascending, _ = self._order
+        i = bisect_right(ascending, address)
+        return ascending[i] if i < len(ascending) else address

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from typing import NamedTuple
 
 from dvisor.errors import GuestDataError
 from dvisor.guest.kernel import Kernel
@@ -11,6 +12,18 @@ from dvisor.guest.module_symbols import ModuleSymbol, module_symbols
 from dvisor.guest.modules import Module, read_modules
 
 MAX_BPF_SYMBOLS = 1 << 16
+
+
+class Found(NamedTuple):
+    """The symbol that an address belongs to."""
+
+    name: str
+    """Empty where the module is known, but no symbol of it is before the address."""
+    distance: int
+    size_bytes: int
+    """Up to the next symbol, as the kernel prints it (%pS)."""
+    module: str
+    """Empty for the kernel itself, ``bpf`` for a BPF program."""
 
 
 class Resolver:
@@ -27,16 +40,27 @@ class Resolver:
     def name(self, address: int) -> str:
         """``symbol+0x12``, with `` [module]`` after it for one of a module (``[bpf]`` for a BPF
         program); the number itself where nothing is known."""
+        found = self.find(address)
+        if found is None:
+            return f"{address:#x}"
+        text = _joined(found.name, found.distance) if found.name else f"{address:#x}"
+        return f"{text} [{found.module}]" if found.module else text
+
+    def find(self, address: int) -> Found | None:
+        """What ``name`` says, in parts; None where nothing is known."""
         if 0 <= address - self.kernel.image.virtual < self._image_size:
             near = self.kernel.symbols.near(address)
-            return _joined(*near) if near else f"{address:#x}"
+            if near is None:
+                return None
+            start = address - near[1]
+            return Found(*near, self.kernel.symbols.after(start) - start, "")
         module = self.module(address)
         if module is not None:
             return self._in_module(module, address)
         for start, end, label in self._bpf_symbols():
             if start <= address < end:
-                return f"{_joined(label, address - start)} [bpf]"
-        return f"{address:#x}"
+                return Found(label, address - start, end - start, "bpf")
+        return None
 
     def module(self, address: int) -> Module | None:
         """The module whose memory ``address`` is in."""
@@ -44,7 +68,7 @@ class Resolver:
             self._modules = read_modules(self.kernel)
         return next((m for m in self._modules if m.holds(address)), None)
 
-    def _in_module(self, module: Module, address: int) -> str:
+    def _in_module(self, module: Module, address: int) -> Found:
         symbols = self._symbols.get(module.address)
         if symbols is None:
             try:
@@ -52,10 +76,16 @@ class Resolver:
             except GuestDataError:
                 symbols = []
             self._symbols[module.address] = symbols
-        i = bisect_right(symbols, address, key=lambda symbol: symbol.address) - 1
-        if i < 0 or not module.holds(symbols[i].address):
-            return f"{address:#x} [{module.name}]"
-        return f"{_joined(symbols[i].name, address - symbols[i].address)} [{module.name}]"
+        after = bisect_right(symbols, address, key=_address)
+        if not after or not module.holds(symbols[after - 1].address):
+            return Found("", 0, 0, module.name)
+        start = symbols[after - 1].address
+        first = symbols[bisect_left(symbols, start, key=_address)]  # of aliases, as the kernel does
+        if after < len(symbols):
+            end = symbols[after].address
+        else:
+            end = max(region.base + region.size_bytes for region in module.regions)
+        return Found(first.name, address - start, end - start, module.name)
 
     def _bpf_symbols(self) -> list[tuple[int, int, str]]:
         """(start, end, name) of compiled BPF programs and trampolines (bpf_kallsyms)."""
@@ -87,3 +117,7 @@ def resolve(kernel: Kernel, address: int) -> str:
 
 def _joined(name: str, distance: int) -> str:
     return f"{name}+{distance:#x}" if distance else name
+
+
+def _address(symbol: ModuleSymbol) -> int:
+    return symbol.address
