@@ -119,7 +119,7 @@ def open_core(path: str | Path, *, raw: bool = False, layout: Layout | None = No
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path} is not a file: give a memory dump")
         head = os.pread(fd, 16, 0)
-        if not has_dump_magic(head) and (status.st_size < _SMALLEST_RAW or status.st_size % 4096):
+        if not has_dump_magic(head) and not _whole_pages(status.st_size):
             raise UsageError(
                 f"{path} is no memory dump: no known header, and its {status.st_size} bytes are "
                 "no whole pages of at least 1 MiB, as a raw image has"
@@ -136,14 +136,19 @@ def open_core(path: str | Path, *, raw: bool = False, layout: Layout | None = No
 def is_core(path: str | Path) -> bool:
     """Whether ``path`` is a file that ``open_core`` may read: a dump's header, or whole pages."""
     try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            return False
         with Path(path).open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return False
-            raw = status.st_size >= _SMALLEST_RAW and status.st_size % PAGE_SIZE == 0
-            return has_dump_magic(file.read(16)) or raw
+            head = file.read(16)
     except (OSError, ValueError):
         return False
+    return has_dump_magic(head) or _whole_pages(status.st_size)
+
+
+def _whole_pages(size: int) -> bool:
+    """Whether a file of ``size`` bytes may be a raw image of RAM."""
+    return size >= _SMALLEST_RAW and size % PAGE_SIZE == 0
 
 
 def _open(path: Path) -> int:

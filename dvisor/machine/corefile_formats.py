@@ -181,7 +181,21 @@ def without_overlap(data: mmap, segments: list[Segment]) -> list[Segment]:
             start = segment.gpa + skip
             kept.append(Segment(start, segment.size - skip, segment.offset + skip, segment.end))
             covered = end
-    return kept
+    return list(_joined(kept))
+
+
+def _joined(segments: list[Segment]) -> Iterator[Segment]:
+    """Neighbours both in memory and in the file as one: a dump with mappings cuts RAM at them."""
+    last: Segment | None = None
+    for segment in segments:
+        if last and segment.gpa - last.gpa == segment.offset - last.offset == last.size:
+            last = Segment(last.gpa, last.size + segment.size, last.offset, segment.end)
+            continue
+        if last:
+            yield last
+        last = segment
+    if last:
+        yield last
 
 
 def _check_same(data: mmap, one: Segment, other: Segment) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from dvisor.machine.corefile_formats import (
     PT_NOTE,
 )
 from dvisor.machine.corefile_notes import Note, notes_for, pack_note
-from dvisor.machine.engine import Engine
+from dvisor.machine.engine import Engine, RamBlock
 
 _CHUNK = 1 << 20
 _PIECE = 1 << 16
@@ -52,9 +53,10 @@ def write_core(
 
     The guest is stopped meanwhile, unless ``stop`` is False: then the file may contradict itself.
     drgn needs ``vmcoreinfo`` (the kernel's note about itself); gdb needs ``mappings``, because it
-    knows no physical addresses. Memory that the engine knows to be empty becomes holes of the
-    file. ``progress(done, total)`` is called with bytes of guest memory that hold data. HostError
-    when the disk is full or the directory cannot be written.
+    knows no physical addresses: of several that hold a byte the first counts. Memory that the
+    engine knows to be empty becomes holes of the file. ``progress(done, total)`` is called with
+    bytes of guest memory that hold data. HostError when the disk is full or the directory cannot
+    be written.
     """
     path = Path(path)
     try:
@@ -82,8 +84,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     notes = b"".join(pack_note(note) for note in _notes(engine, vmcoreinfo))
-    blocks = engine.ram()
-    count = 1 + len(blocks) + len(mappings) * len(blocks)  # at most
+    pieces = [list(_pieces(block, mappings)) for block in engine.ram()]
+    count = 1 + sum(map(len, pieces))
     notes_at = ELF_HEADER.size + count * PROGRAM_HEADER.size
     if count >= PN_XNUM:
         raise UnsupportedError(
@@ -92,19 +94,32 @@ def _write(
     headers = [PROGRAM_HEADER.pack(PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 4)]
     offset = _page_up(notes_at + len(notes))
     offsets = []
-    for block in blocks:
+    for block, parts in zip(engine.ram(), pieces, strict=True):
         offsets.append(offset)
-        headers.append(_load(0, block.gpa, block.size, offset))
-        for part in mappings:
-            start, end = max(part.gpa, block.gpa), min(part.gpa + part.size, block.end)
-            if start < end:
-                gva = (part.gva + start - part.gpa) & MASK64
-                headers.append(_load(gva, start, end - start, offset + start - block.gpa))
+        headers += [
+            _load(part.gva, part.gpa, part.size, offset + part.gpa - block.gpa) for part in parts
+        ]
         offset = _page_up(offset + block.size)
     os.ftruncate(fd, offset)
     os.pwrite(fd, _elf_header(len(headers)) + b"".join(headers), 0)
     os.pwrite(fd, notes, notes_at)
     _write_memory(engine, fd, offsets, progress or (lambda _, __: None))
+
+
+def _pieces(block: RamBlock, mappings: Sequence[VirtualMapping]) -> Iterator[VirtualMapping]:
+    """The block, cut so that each byte is in one segment.
+
+    volatility3 looks an address up by bisection, and loses memory beside overlapping segments.
+    """
+    edges = {block.gpa, block.end}
+    for mapping in mappings:
+        edges |= {
+            gpa for gpa in (mapping.gpa, mapping.gpa + mapping.size) if block.gpa < gpa < block.end
+        }
+    for start, end in itertools.pairwise(sorted(edges)):
+        found = next((m for m in mappings if m.gpa <= start < m.gpa + m.size), None)
+        gva = (found.gva + start - found.gpa) & MASK64 if found else 0
+        yield VirtualMapping(GuestVirtual(gva), GuestPhysical(start), end - start)
 
 
 def _write_memory(

@@ -66,6 +66,10 @@ class _Stream:
         """Whether bytes, or the news of the end, wait to be read."""
         return bool(self._poll.poll(0))
 
+    def holds(self, mark: bytes) -> bool:
+        """Whether ``mark`` has been read already."""
+        return mark in self._buffer
+
     def take(self, mark: bytes) -> bytes | None:
         """What the buffer holds up to and with ``mark``; None when it is not there yet."""
         at = self._buffer.find(mark)
@@ -131,7 +135,9 @@ class QmpMonitor:
         except TimeoutError as error:
             raise EngineError(f"QEMU did not answer {name} within {COMMAND_TIMEOUT_S} s") from error
         if "error" in answer:
-            raise EngineError(f"QEMU refused {name}: {answer['error'].get('desc', answer)}")
+            refusal = answer["error"]
+            reason = refusal.get("desc", refusal) if isinstance(refusal, dict) else refusal
+            raise EngineError(f"QEMU refused {name}: {reason}")
         return answer.get("return")
 
     def command(self, text: str) -> str:
@@ -140,7 +146,7 @@ class QmpMonitor:
 
     def events(self) -> list[str]:
         deadline = 0.0  # never waits
-        while self._stream.ready():
+        while self._stream.ready() or self._stream.holds(b"\n"):
             try:
                 self._message(deadline)
             except TimeoutError:  # a message whose end has not come yet
