@@ -20,6 +20,10 @@ MAX_BUCKETS = 1 << 20
 """The largest table of sockets, ehash, has 512 Ki unless asked for more (net/ipv4/tcp.c)."""
 MAX_CHAIN = 1 << 16
 MAX_ENTRIES = 1 << 20
+MAX_MISFITS = 8
+"""Entries of one chain whose back pointer is wrong: after as many, it is no chain."""
+MAX_FAULTS = 64
+"""Damaged chains of one table: after as many, it is no table."""
 TRIES = 4
 
 _NODE = struct.Struct("<QQ")  # next, pprev: of hlist_node and hlist_nulls_node alike
@@ -55,51 +59,60 @@ def table_entries(
         problem(f"the table of {what} cannot be read: {error}")
         return
     seen: set[int] = set()
+    faults = 0
     for head in heads:
-        for address in chain(memory, head, link, problem, what):
+        found, fault = _settled(memory, head, link)
+        if fault is not None:
+            problem(f"a chain of {what} {fault}")
+            faults += 1
+        for address in found:
             if address not in seen:
                 seen.add(address)
                 yield address
-        if len(seen) > MAX_ENTRIES:
-            problem(f"the table of {what} has no end")
+        if faults > MAX_FAULTS or len(seen) > MAX_ENTRIES:
+            problem(f"the table of {what} is damaged: the rest of it was not read")
             return
 
 
 def chain(memory: Memory, head: int, link: int, problem: Problem, what: str) -> list[int]:
     """Addresses of the structures in the chain at ``head``."""
-    found: list[int] = []
-    fault = None
-    for _ in range(TRIES):
-        found, fault = _follow(memory, head, link)
+    found, fault = _settled(memory, head, link)
+    if fault is not None:
+        problem(f"the chain of {what} {fault}")
+    return found
+
+
+def _settled(memory: Memory, head: int, link: int) -> tuple[list[int], str | None]:
+    """(structures, what is wrong) of a chain, once it holds still."""
+    found, fault = _follow(memory, head, link)
+    for _ in range(TRIES - 1):
         if fault is None:
             break
-    if fault is not None:
-        problem(f"a chain of {what} {fault}")
-    return found
+        found, fault = _follow(memory, head, link)
+    return found, fault
 
 
 def _follow(memory: Memory, head: int, link: int) -> tuple[list[int], str | None]:
     found: list[int] = []
     seen: set[int] = set()
-    fault = None
+    misfits = 0
     pointer = head
     try:
         at = memory.u64(head)
         while at and not at & 1:
             if at in seen:
                 return found, "runs in a circle"
-            if len(seen) >= MAX_CHAIN:
+            if len(seen) >= MAX_CHAIN or misfits >= MAX_MISFITS:
                 return found, "has no end"
             seen.add(at)
             following, back = memory.unpack(_NODE, at)
-            if back != pointer:
-                fault = "changed while it was read"
+            misfits += back != pointer
             found.append(at - link)
             assert isinstance(following, int)
             pointer, at = at, following
     except GuestMemoryError as error:
         return found, f"is broken: {error}"
-    return found, fault
+    return found, "changed while it was read" if misfits else None
 
 
 def rhash_entries(

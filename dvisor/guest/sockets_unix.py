@@ -78,21 +78,21 @@ class UnixReader:
         at, count = self._queue.read(head)
         if sock.state == TCP_LISTEN:
             return int(count)
-        if at == head:
-            return 0
         skb = self.kernel.record("sk_buff", "next", "len")
         consumed_at = self.kernel.offset("sk_buff", "cb")
         consumed_at += self.kernel.offset("unix_skb_parms", "consumed")
         total = 0
-        for _ in range(_MAX_MESSAGES):
+        seen: set[int] = set()
+        while at != head:
+            if at in seen or len(seen) >= _MAX_MESSAGES:
+                self.socks.problem("the messages that wait in a unix socket were not all counted")
+                break
+            seen.add(at)
             following, size = skb.read(at)
             if sock.type == SOCK_DGRAM:  # a read gives one message
                 return int(size)
             total += max(int(size) - self.kernel.memory.u32(at + consumed_at), 0)
             at = following
-            if at == head:
-                return total
-        self.socks.problem(f"more than {_MAX_MESSAGES} messages wait in a unix socket")
         return total
 
 

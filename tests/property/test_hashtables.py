@@ -65,7 +65,7 @@ def test_an_entry_that_moved_to_another_chain_is_noticed() -> None:
     memory.put(entry(0) + LINK, entry(3) + LINK)  # as if 0 was reused in the second chain
     problems: list[str] = []
     chain(memory, BASE, LINK, problems.append, "entries")
-    assert problems == ["a chain of entries changed while it was read"]
+    assert problems == ["the chain of entries changed while it was read"]
 
 
 def test_a_wild_pointer_keeps_the_entries_before_it() -> None:
@@ -73,7 +73,16 @@ def test_a_wild_pointer_keeps_the_entries_before_it() -> None:
     memory.put(entry(1) + LINK, 0xFFFF_DEAD_BEEF_0000)
     problems: list[str] = []
     assert chain(memory, BASE, LINK, problems.append, "entries") == [entry(0), entry(1)]
-    assert problems[0].startswith("a chain of entries is broken")
+    assert problems[0].startswith("the chain of entries is broken")
+
+
+def test_a_table_of_garbage_is_given_up_early() -> None:
+    memory = ChainMemory(0x20000)
+    memory.put(BASE, *(BASE + 8 * n for n in range(1, 0x2000)))  # each word a pointer to the next
+    problems: list[str] = []
+    found = list(table_entries(memory, BASE, 0x2000, 8, LINK, problems.append, "entries"))
+    assert len(found) < 2000
+    assert problems[-1] == "the table of entries is damaged: the rest of it was not read"
 
 
 @pytest.mark.parametrize("count", [0, -1, MAX_BUCKETS + 1])
