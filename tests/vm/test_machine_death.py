@@ -22,7 +22,17 @@ from tests.vm.machines import Place, eventually, launch_in_child, started, tiny_
 
 pytestmark = pytest.mark.vm
 
-MOMENTS_S = [random.Random(7).uniform(0.0, 1.2) for _ in range(8)]
+STAGES = ("command", "supervisor", "janitor", "QEMU", "running")
+
+
+def random_moment_in(place: Place, stage: str) -> None:
+    """Wait until `up` has come to ``stage``, and a little longer."""
+    if stage == "running":
+        eventually(lambda: [vm.state for vm in machines()] == [State.RUNNING], "the VM's run")
+    else:
+        count = STAGES.index(stage) + 1
+        eventually(lambda: len(place.processes()) >= count, f"a start of the {stage}")
+    time.sleep(random.uniform(0, 0.05))
 
 
 @pytest.fixture
@@ -110,21 +120,21 @@ def test_a_supervisor_that_hangs_is_shown_and_can_be_killed(place: Place, vm: In
     eventually(place.is_empty, "an empty place")
 
 
-@pytest.mark.parametrize("moment_s", MOMENTS_S)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_up_that_is_ended_at_any_moment_leaves_nothing(
-    place: Place, number: signal.Signals, moment_s: float
+    place: Place, number: signal.Signals, stage: str
 ) -> None:
     with launch_in_child(tiny_spec(cmdline="console=null"), stderr=subprocess.DEVNULL) as up:
-        time.sleep(moment_s)
+        random_moment_in(place, stage)
         up.send_signal(number)
         assert up.wait(60) != 0
     eventually(place.is_empty, "an empty place")
     assert machines() == []
 
 
-@pytest.mark.parametrize("moment_s", MOMENTS_S[:3])
-def test_a_terminal_that_is_closed_during_up_leaves_nothing(place: Place, moment_s: float) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_terminal_that_is_closed_during_up_leaves_nothing(place: Place, stage: str) -> None:
     ours, theirs = pty.openpty()
 
     def take_terminal() -> None:
@@ -136,7 +146,7 @@ def test_a_terminal_that_is_closed_during_up_leaves_nothing(place: Place, moment
         spec, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal
     ) as up:
         os.close(theirs)
-        time.sleep(moment_s)
+        random_moment_in(place, stage)
         os.close(ours)
         assert up.wait(60) != 0
     eventually(place.is_empty, "an empty place")
@@ -145,7 +155,6 @@ def test_a_terminal_that_is_closed_during_up_leaves_nothing(place: Place, moment
 def test_a_vm_outlives_the_command_and_the_terminal_that_started_it(place: Place) -> None:
     with launch_in_child(tiny_spec(), start_new_session=True, stdout=subprocess.DEVNULL) as up:
         assert up.wait(180) == 0
-    os.kill(0, 0)
     assert [machine.state for machine in machines()] == [State.RUNNING]
     with Control("t") as control:
         control.quit(force=True)
