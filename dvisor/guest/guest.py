@@ -13,8 +13,8 @@ from dvisor.errors import DvisorError, StateError
 from dvisor.guest import kernel as kernels
 from dvisor.guest.cpus import Cpu, read_cpus
 from dvisor.guest.dmesg import LogRecord, read_log
-from dvisor.guest.files import OpenFile, read_files
 from dvisor.guest.dump import Dump, read_dump
+from dvisor.guest.files import OpenFile, read_files
 from dvisor.guest.info import Info, read_info
 from dvisor.guest.kernel import Kernel
 from dvisor.guest.listing import Listing
