@@ -20,7 +20,7 @@ from dvisor.machine.corefile_formats import (
 )
 from dvisor.machine.corefile_notes import registers_of
 from dvisor.machine.engine import CpuRegisters, RamBlock
-from dvisor.machine.layout import RamMap
+from dvisor.machine.layout import MIB, RamMap
 from dvisor.machine.sparse import data_runs
 
 Layout = Literal["flat", "q35", "pc", "microvm"]
@@ -60,7 +60,7 @@ class CoreEngine:
     @property
     def description(self) -> str:
         size = sum(block.size for block in self.ram())
-        return f"{self._format} {self._path}, {size >> 20} MiB of RAM"
+        return f"{self._format} {self._path}, {round(size / MIB)} MiB of RAM"
 
     def ram(self) -> tuple[RamBlock, ...]:
         return self._map.blocks

@@ -26,7 +26,7 @@ from dvisor.machine.foreign_process import (
 )
 from dvisor.machine.foreign_ram import ForeignRam, Placed, find_ram
 from dvisor.machine.foreign_stop import MonitorBrake, SignalBrake, Stopping
-from dvisor.machine.layout import RamSection, board_sections
+from dvisor.machine.layout import MIB, RamSection, board_sections
 from dvisor.machine.registers import parse_registers
 
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)")
@@ -58,7 +58,7 @@ class ForeignEngine:
     def description(self) -> str:
         size = sum(block.size for block in self.ram())
         how = "RAM alone" if self._monitor is None else self._monitor.protocol
-        return f"QEMU pid {self.pid} by {how}, {size >> 20} MiB of RAM {self._ram.kind}"
+        return f"QEMU pid {self.pid} by {how}, {round(size / MIB)} MiB of RAM {self._ram.kind}"
 
     def ram(self) -> tuple[RamBlock, ...]:
         return self._ram.map.blocks
@@ -186,6 +186,8 @@ def _by_pid(
                 attempt.callback(way.close)
                 connection = way.connect(timeout_s)
                 attempt.callback(connection.close)
+                if address.path and peer_pid(connection) != process.pid:
+                    raise UnreachableError("another process listens at this path now")
                 kind = QmpMonitor if address.control else HmpMonitor
                 monitor = kind(connection, timeout_s)
                 engine = _with_monitor(process, monitor, way, attempt)
@@ -216,7 +218,7 @@ def _with_monitor(
 
 def _hva(monitor: Monitor, section: RamSection) -> int:
     """Asked of the last page: over the first one the firmware may have laid a ROM just now."""
-    last_page = section.end - PAGE_SIZE
+    last_page = max(section.gpa, section.end - PAGE_SIZE)
     answer = monitor.command(f"gpa2hva {last_page:#x}")
     match = _HVA.search(answer)
     if match is None:

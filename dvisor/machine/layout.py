@@ -13,8 +13,8 @@ from dvisor.addresses import GuestPhysical
 from dvisor.errors import GuestMemoryError, UnsupportedError
 from dvisor.machine.engine import RamBlock
 
-GIB = 1 << 30
-ABOVE_4G = 4 * GIB
+MIB = 1 << 20
+ABOVE_4G = 1 << 32
 
 # The legacy VGA window hides the RAM behind it ("vga-lowmem" in `info mtree`).
 VGA_WINDOW = (0xA0000, 0xC0000)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dvisor.addresses import GuestPhysical
+from dvisor.api import attach
 from dvisor.errors import AttachError, EngineError, GuestMemoryError, UnsupportedError
 from dvisor.machine.foreign import ForeignEngine, is_qmp_socket, open_qemu
 from tests.vm.plain_qemu import FIRMWARE_ALONE, PlainQemu, Truth, linux, plain_qemu
@@ -176,6 +177,13 @@ def test_without_a_monitor_the_kernel_is_in_the_ram(silent: PlainQemu) -> None:
     assert b"Linux version 6.12" in data
 
 
+def test_without_a_monitor_the_guests_processes_are_seen(silent: PlainQemu) -> None:
+    with attach(silent.pid) as vm, vm.stopped():
+        names = {task.pid: task.comm for task in vm.guest.tasks()}
+    assert names[1] == "init"
+    assert names[2] == "kthreadd"
+
+
 def test_without_a_monitor_the_process_is_stopped_and_continued(silent: PlainQemu) -> None:
     with opened(silent.pid) as engine:
         with engine.stopped():
@@ -336,6 +344,23 @@ def test_end_of_the_process_is_an_engine_error(by_monitor: bool, tmp_path: Path)
         ):
             with pytest.raises(EngineError, match="the QEMU process ended"):
                 use()
+
+
+def test_socket_that_another_qemu_has_taken_is_not_used(tmp_path: Path) -> None:
+    """Else the memory of one VM would be read by the layout of the other."""
+    options = [*FIRMWARE_ALONE, "-m", "64M", *QMP]
+    with plain_qemu(tmp_path, *options) as first:
+        Truth(tmp_path / "qmp").close()
+        (tmp_path / "qmp").unlink()
+        with plain_qemu(tmp_path, *options), opened(first.pid) as engine:
+            with pytest.raises(UnsupportedError, match="another process listens"):
+                engine.registers()
+            assert pid_behind(tmp_path / "qmp") != first.pid
+
+
+def pid_behind(path: Path) -> int:
+    with opened(path) as engine:
+        return engine.pid
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a mount namespace")
