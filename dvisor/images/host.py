@@ -11,7 +11,7 @@ from pathlib import Path
 from dvisor.errors import HostError
 
 # An unprivileged user's PATH may lack sbin, and a virtual environment changes PATH freely.
-_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin:/usr/bin:/sbin:/bin"])
+_SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL_LINES = 12
 _STOP_TIMEOUT_S = 30.0
 
@@ -26,7 +26,7 @@ class CommandError(HostError):
 
 def program(name: str, package: str) -> str:
     """Path of a program. HostError names the Debian package that brings it."""
-    path = shutil.which(name, path=_PATH)
+    path = shutil.which(name, path=_path())
     if path is None:
         raise HostError(f"the program {name} is missing; apt-get install {package}")
     return path
@@ -51,7 +51,7 @@ def run(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8", **(env or {})},
+        env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8", **(env or {})},
         text=True,
         errors="replace",
     )
@@ -63,6 +63,10 @@ def run(
     if status != 0:
         raise CommandError(name or Path(command[0]).name, status, "\n".join(lines[-_TAIL_LINES:]))
     return "\n".join(lines)
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), _SYSTEM_PATH])
 
 
 def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None]) -> list[str]:
