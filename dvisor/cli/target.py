@@ -18,6 +18,15 @@ Target = Annotated[
         show_default=False,
     ),
 ]
+Named = Annotated[
+    str,
+    typer.Argument(
+        help="A VM's name, a QEMU's pid or QMP socket, a core file, or raw:FILE.",
+        show_default=False,
+        metavar="TARGET",
+    ),
+]
+"""The same for verbs that take more arguments: these would be mistaken for it."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Stopped = Annotated[
     bool, typer.Option("--stopped", help="Stop the VM while reading, for an exact picture.")
