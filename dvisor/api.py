@@ -56,8 +56,9 @@ def attach(target: str | int | Path | None = None) -> Vm:
     """Open a guest by what is known of it.
 
     ``target``: the name of a VM that dvisor started; the pid of any QEMU; the path of a QEMU's QMP
-    socket; a core file (ELF vmcore), or ``raw:PATH`` for a flat image of the RAM. None: the one VM
-    of dvisor's that runs. AttachError tells what was tried, what was seen and what to do.
+    socket; a core file (ELF vmcore), or for an image of the RAM ``raw:PATH``, with the machine's
+    layout before the path if its RAM is split (``raw:q35:PATH``, ``raw:pc:PATH``). None: the one
+    VM of dvisor's that runs. AttachError tells what was tried, what was seen and what to do.
     """
     if target is None:
         target = _only_machine()
@@ -70,7 +71,8 @@ def attach(target: str | int | Path | None = None) -> Vm:
     if kind == "raw" and rest:
         from dvisor.machine.corefile import open_core
 
-        return Vm(Path(rest).name, open_core(Path(rest), raw=True))
+        layout, _, path = rest.rpartition(":")
+        return Vm(Path(path).name, open_core(Path(path), raw=True, layout=layout or None))
     if isinstance(target, Path) or "/" in text:
         return _attach_path(Path(text))
     return _attach_name(text)
