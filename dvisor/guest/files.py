@@ -45,6 +45,8 @@ class OpenFile(msgspec.Struct, frozen=True):
     """One descriptor of one process."""
 
     pid: int
+    comm: str
+    """The process's name, as ``Task.comm``."""
     fd: int
     path: str
     """As in /proc/PID/fd; "" if it cannot be read, which the listing's problems tell."""
@@ -121,7 +123,7 @@ class _Reader:
                     problem(f"more than {MAX_FILES} open files: the rest was left out")
                     return
                 try:
-                    yield OpenFile(task.pid, fd, *self.read(address, problem))
+                    yield OpenFile(task.pid, task.comm, fd, *self.read(address, problem))
                 except GuestDataError as error:
                     problem(f"an open file of process {task.pid} cannot be read: {error}")
 
