@@ -6,7 +6,7 @@ import stat
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, get_args
 
 from dvisor.errors import AttachError, DvisorError, NotFoundError, UsageError
 from dvisor.guest.guest import Guest
@@ -69,10 +69,7 @@ def attach(target: str | int | Path | None = None) -> Vm:
         return Vm(text, open_qemu(int(text)))
     kind, _, rest = text.partition(":")
     if kind == "raw" and rest:
-        from dvisor.machine.corefile import open_core
-
-        layout, _, path = rest.rpartition(":")
-        return Vm(Path(path).name, open_core(Path(path), raw=True, layout=layout or None))
+        return _attach_raw(rest)
     if isinstance(target, Path) or "/" in text:
         return _attach_path(Path(text))
     return _attach_name(text)
@@ -137,6 +134,17 @@ def _attach_path(path: Path) -> Vm:
     from dvisor.machine.corefile import open_core
 
     return Vm(path.name, open_core(path))
+
+
+def _attach_raw(rest: str) -> Vm:
+    """``[LAYOUT:]PATH``."""
+    from dvisor.machine.corefile import Layout, open_core
+
+    for layout in get_args(Layout):
+        if rest.startswith(f"{layout}:"):
+            path = Path(rest.removeprefix(f"{layout}:"))
+            return Vm(path.name, open_core(path, raw=True, layout=layout))
+    return Vm(Path(rest).name, open_core(Path(rest), raw=True))
 
 
 def _attach_name(name: str) -> Vm:
