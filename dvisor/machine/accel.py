@@ -118,7 +118,7 @@ def probe(spec: LaunchSpec, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeResult:
             os.killpg(process.pid, signal.SIGKILL)
     if any(evidence in output for evidence in _EVIDENCE):
         return ProbeResult(True, "it booted")
-    return ProbeResult(False, _telling_line(output))
+    return ProbeResult(False, f"no sign of a boot within {timeout_s:g} s; {_telling_line(output)}")
 
 
 def _read_until_mark(process: subprocess.Popen[bytes], give_up: float) -> bytes:
@@ -142,5 +142,5 @@ def _telling_line(output: bytes) -> str:
     lines = [line.strip() for line in output.split(b"\n") if line.strip()]
     refusing = [line for line in lines if any(mark in line for mark in _REFUSALS)]
     for line in (*refusing[:1], *lines[-1:]):
-        return f"QEMU says {line[-160:].decode(errors='replace')!r}"
-    return "it printed nothing"
+        return f"QEMU said {line[-160:].decode(errors='replace')!r}"
+    return "QEMU and the guest printed nothing"
