@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 17
 """Nodes of one tree: with 15 entries in each, more mappings than any process may have."""
+MAX_HEIGHT = 31  # MAPLE_HEIGHT_MAX
 
 _NODE_SIZE = 256
 _NODE = struct.Struct("<32Q")
@@ -47,12 +48,12 @@ def maple_entries(
         return
     shapes = _shapes(kernel)
     left = LIMIT
-    stack = [(root, 0, MASK64)]
+    stack = [(root, 0, MASK64, MAX_HEIGHT)]
     while stack:
-        node, low, high = stack.pop()
+        node, low, high, height = stack.pop()
         left -= 1
         shape = shapes.get(node >> _TYPE_SHIFT & _TYPE_MASK)
-        if shape is None or left < 0:
+        if shape is None or not height or left < 0:
             problem(f"the tree of {what} is not a maple tree")
             return
         address = node & _NODE_MASK
@@ -68,7 +69,9 @@ def maple_entries(
         if shape.is_leaf:
             yield from ((first, last, entry) for first, last, entry in entries if entry)
         else:
-            stack.extend((entry, first, last) for first, last, entry in reversed(entries))
+            stack.extend(
+                (entry, first, last, height - 1) for first, last, entry in reversed(entries)
+            )
 
 
 def _slots(
