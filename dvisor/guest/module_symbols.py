@@ -59,16 +59,27 @@ def module_types(kernel: Kernel, problem: Problem | None = None) -> dict[str, Bt
     ``problem`` is told what could not be read. Decoded at first use, so this costs copies only.
     """
     report = problem or (lambda text: None)
-    names: dict[str, Btf] = {}
-    for address in _btf_objects(kernel, report):
+    found: dict[str, Btf] = {}
+    for name, raw in module_btf(kernel, report).items():
         try:
-            found = _module_btf(kernel, address)
+            found[name] = Btf(raw, kernel.types)
         except GuestDataError as error:
-            report(f"the types of a module cannot be read: {error}")
+            report(f"the types of module {name} cannot be read: {error}")
+    return found
+
+
+def module_btf(kernel: Kernel, problem: Problem) -> dict[str, bytes]:
+    """The same, as the bytes of /sys/kernel/btf/MODULE."""
+    found: dict[str, bytes] = {}
+    for address in _btf_objects(kernel, problem):
+        try:
+            one = _one_btf(kernel, address)
+        except GuestDataError as error:
+            problem(f"the types of a module cannot be read: {error}")
             continue
-        if found is not None:
-            names[found[0]] = found[1]
-    return names
+        if one is not None:
+            found[one[0]] = one[1]
+    return found
 
 
 def _btf_objects(kernel: Kernel, problem: Problem) -> list[int]:
@@ -82,8 +93,8 @@ def _btf_objects(kernel: Kernel, problem: Problem) -> list[int]:
     return [address for _, address in entries]
 
 
-def _module_btf(kernel: Kernel, address: int) -> tuple[str, Btf] | None:
-    """(module, its types), or None for the BTF of the kernel itself or of a BPF program."""
+def _one_btf(kernel: Kernel, address: int) -> tuple[str, bytes] | None:
+    """(module, its BTF), or None for the BTF of the kernel itself or of a BPF program."""
     data, size, base, first_id, first_string, name, is_kernel = kernel.record(
         "btf",
         "data",
@@ -103,4 +114,4 @@ def _module_btf(kernel: Kernel, address: int) -> tuple[str, Btf] | None:
             f"the types of {name} go on from id {first_id}, string {first_string}, "
             f"vmlinux's end at {types.end_id}, {types.end_string}"
         )
-    return name, Btf(kernel.memory.read(data, size), types)
+    return name, kernel.memory.read(data, size)
