@@ -113,28 +113,28 @@ def probe(spec: LaunchSpec, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeResult:
         raise HostError(f"cannot run QEMU ({argv[0]}): {error.strerror}") from error
     with process:
         try:
-            output = _read_until_mark(process, time.monotonic() + timeout_s)
+            output, how = _read_until_mark(process, timeout_s)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     if any(evidence in output for evidence in _EVIDENCE):
         return ProbeResult(True, "it booted")
-    return ProbeResult(False, f"no sign of a boot within {timeout_s:g} s; {_telling_line(output)}")
+    return ProbeResult(False, f"{how}, {_telling_line(output)}")
 
 
-def _read_until_mark(process: subprocess.Popen[bytes], give_up: float) -> bytes:
-    """What the guest and QEMU said until a mark, QEMU's end, or the end of our patience."""
+def _read_until_mark(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, str]:
+    """What the guest and QEMU said, and what ended the reading."""
     assert process.stdout is not None
-    stdout = process.stdout.fileno()
+    stdout, give_up = process.stdout.fileno(), time.monotonic() + timeout_s
     output = b""
     while not any(mark in output for mark in _EVIDENCE + _REFUSALS):
         left_s = give_up - time.monotonic()
         if left_s <= 0 or not select.select([stdout], [], [], left_s)[0]:
-            break
+            return output, f"no sign of a boot within {timeout_s:g} s"
         data = os.read(stdout, 64 << 10)
         if not data or len(output) > _PROBE_OUTPUT_LIMIT:
-            break
+            return output, "QEMU ended"
         output += data
-    return output
+    return output, "QEMU gave up"
 
 
 def _telling_line(output: bytes) -> str:
@@ -142,5 +142,5 @@ def _telling_line(output: bytes) -> str:
     lines = [line.strip() for line in output.split(b"\n") if line.strip()]
     refusing = [line for line in lines if any(mark in line for mark in _REFUSALS)]
     for line in (*refusing[:1], *lines[-1:]):
-        return f"QEMU said {line[-160:].decode(errors='replace')!r}"
-    return "QEMU and the guest printed nothing"
+        return f"saying {line[-160:].decode(errors='replace')!r}"
+    return "and nothing was printed"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
+import signal
 import socket
+import struct
 from typing import NoReturn, Self, TypeVar
 
 from dvisor.errors import EngineError, HostError, NotFoundError
@@ -33,6 +36,7 @@ from dvisor.machine.places import CONTROL_SOCKET, runtime_directory
 from dvisor.machine.record import read_record
 
 TIMEOUT_S = 30.0
+FORCE_PATIENCE_S = 5.0
 _ReplyT = TypeVar("_ReplyT", bound=Reply)
 
 
@@ -49,9 +53,12 @@ class Control:
         self._received = bytearray()
         self._descriptors: list[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
+        # With settimeout(), a full backlog would be an error at once: unix(7), connect(2) EAGAIN.
+        patience = struct.pack("ll", max(1, int(timeout_s)), 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             self._socket.connect(str(runtime_directory(name) / CONTROL_SOCKET))
+            self._socket.settimeout(timeout_s)
         except OSError as error:
             self._socket.close()
             _explain_absence(name, error)
@@ -115,13 +122,20 @@ class Control:
         Without ``force`` the guest is asked to power down and gets ``timeout_s`` seconds for it
         (None: what its config says).
         """
-        with _ProcessEnd(self.info().supervisor_pid) as supervisor:
-            self._socket.settimeout(None)  # the supervisor bounds the time
-            self._ask(Quit(force=force, timeout_s=timeout_s), Done)
+        with _Peer(self._socket) as supervisor:
+            # Without force, the supervisor bounds the time.
+            self._socket.settimeout(FORCE_PATIENCE_S if force else None)
+            try:
+                self._ask(Quit(force=force, timeout_s=timeout_s), Done)
+            except EngineError:
+                if not force:
+                    raise
+                supervisor.kill()
             if not supervisor.wait(TIMEOUT_S):
                 raise HostError(
                     f"VM {self.name} has ended, but its supervisor {supervisor.pid} not"
                 )
+        registry.live_names()  # takes away what is left if it had to be killed
 
     def attach_console(self, *, replay: bool) -> tuple[socket.socket, bytes]:
         """The serial line as a socket that the caller owns, and what came over it already."""
@@ -147,6 +161,8 @@ class Control:
     def _send(self, request: Request) -> None:
         try:
             self._socket.sendall(messages.encode(request))
+        except BrokenPipeError:
+            return  # what was sent before the other end closed, if anything, says why
         except OSError as error:
             raise EngineError(f"VM {self.name} has ended: {error.strerror}") from error
 
@@ -185,11 +201,12 @@ class Control:
         return data
 
 
-class _ProcessEnd:
-    """Waits for the end of a process that is no child of ours."""
+class _Peer:
+    """The process that listens at the other end of a unix socket: to be waited for, or killed."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, connection: socket.socket) -> None:
+        ucred = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self.pid: int = struct.unpack("3i", ucred)[0]
 
     def __enter__(self) -> Self:
         self._pidfd = os.pidfd_open(self.pid)
@@ -198,7 +215,12 @@ class _ProcessEnd:
     def __exit__(self, *_: object) -> None:
         os.close(self._pidfd)
 
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
     def wait(self, timeout_s: float) -> bool:
+        """False when it still lives after ``timeout_s``."""
         return bool(select.select([self._pidfd], [], [], timeout_s)[0])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from dvisor.errors import DvisorError, EngineError
+from dvisor.errors import DvisorError, EngineError, HostError
 from dvisor.machine import messages, record, registry
 from dvisor.machine.bounded_log import BoundedLog
 from dvisor.machine.epoch import EpochPage
@@ -93,7 +93,11 @@ class Supervisor:
         self._epoch = EpochPage()
         self._wanted_end = ""
         self._record(State.CREATED, "its supervisor was killed, and QEMU with it")
-        self.vmm = Vmm(spec, directory / SPARE_QMP_SOCKET, state_directory, self._vmm_log.write)
+        try:
+            self.vmm = Vmm(spec, directory / SPARE_QMP_SOCKET, state_directory, self._vmm_log.write)
+        except HostError as error:
+            self._record(State.CRASHED, str(error), time.time())
+            raise
         self.console = ConsoleMux(self.vmm.serial, self._console_log)
         self.run_control = RunControl(self._lifecycle, self._epoch, self.vmm.command)
         self._ram: tuple[tuple[int, int, int], ...] = ()

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Protocol
 
-from dvisor.errors import DvisorError, StateError, UsageError
+from dvisor.errors import DvisorError, HostError, StateError, UsageError
 from dvisor.machine import messages
 from dvisor.machine.messages import Change, Done, Info, Registers, Reply
 from dvisor.machine.places import CONTROL_SOCKET
@@ -58,8 +58,12 @@ class ControlServer:
                 _log.warning("cannot accept a client: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            if not _is_owner(client) or len(self._connections) >= MAX_CONNECTIONS:
-                client.close()
+            client.setblocking(False)
+            if not _is_owner(client):
+                _refuse(client, "this VM belongs to another user")
+                continue
+            if len(self._connections) >= MAX_CONNECTIONS:
+                _refuse(client, f"this VM has {MAX_CONNECTIONS} clients already: close some")
                 continue
             task = asyncio.create_task(_Connection(client, self._supervised).run())
             self._connections.add(task)
@@ -78,9 +82,13 @@ def _is_owner(client: socket.socket) -> bool:
     return struct.unpack("3i", ucred)[1] in {0, os.geteuid()}
 
 
+def _refuse(client: socket.socket, why: str) -> None:
+    with client, contextlib.suppress(OSError):
+        client.send(messages.encode(messages.failure(HostError(why))))
+
+
 class _Connection:
     def __init__(self, client: socket.socket, supervised: Supervised) -> None:
-        client.setblocking(False)
         self._client = client
         self._supervised = supervised
         self._run_control = supervised.run_control

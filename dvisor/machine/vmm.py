@@ -71,6 +71,7 @@ class Vmm:
             for _, theirs in pairs:
                 theirs.close()
         self.pid = self._process.pid
+        self._listener: asyncio.Task[None] | None = None
         self.exited: asyncio.Task[Exit] = asyncio.create_task(self._watch())
 
     async def _watch(self) -> Exit:
@@ -168,7 +169,8 @@ class Vmm:
         """Kill QEMU if it still lives, and let go of all its connections."""
         self.kill()
         ending = await self.exited
-        self._listener.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
         for client in (self._control, self._events):
             with contextlib.suppress(QMPError, OSError, EOFError):
                 await client.disconnect()

@@ -59,12 +59,18 @@ class Place:
     def close(self) -> None:
         for pid in self.processes():
             os.kill(pid, 9)
+        complaints = {
+            log.parent.name: log.read_text()
+            for log in self.path.glob("state/*/supervisor.log")
+            if log.stat().st_size
+        }
         shutil.rmtree(self.path)
+        assert not complaints, f"a supervisor met what it did not foresee: {complaints}"
 
 
 def tiny_spec(name: str = "t", **changes: object) -> LaunchSpec:
     """A busybox guest under TCG."""
-    image = images.find("tiny")
+    image = images.build("tiny")
     spec = LaunchSpec(
         name=name,
         qemu_argv_prefix=images.qemu_binary().argv_prefix,

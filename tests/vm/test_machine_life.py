@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from dvisor.addresses import GuestPhysical
-from dvisor.errors import EngineError, GuestMemoryError, NotFoundError, StateError, UsageError
+from dvisor.errors import (
+    EngineError,
+    GuestMemoryError,
+    HostError,
+    NotFoundError,
+    StateError,
+    UsageError,
+)
 from dvisor.machine import machines, open_engine
 from dvisor.machine.console import Console
 from dvisor.machine.control import Control
@@ -290,10 +297,20 @@ def test_an_absent_vm_is_said_to_be_absent(place: Place) -> None:
 
 
 def test_qemus_own_words_come_with_its_failure(place: Place) -> None:
-    with pytest.raises(EngineError, match=r"no-such-device.*is not a valid device"):
+    with pytest.raises(
+        EngineError, match=r"^QEMU exited with status 1: .*no-such-device.*is not a valid device"
+    ):
         launch(tiny_spec("bad", qemu_args=("-device", "no-such-device")))
     assert "bad" not in place.entries()
-    assert last_words("bad")[0] is State.CRASHED
+    state, reason = last_words("bad")
+    assert state is State.CRASHED
+    assert "is not a valid device" in reason
+
+
+def test_a_qemu_that_is_not_there_is_named(place: Place) -> None:
+    with pytest.raises(HostError, match=r"cannot run QEMU \(/no/qemu\): No such file"):
+        launch(tiny_spec("bad", qemu_argv_prefix=("/no/qemu",)))
+    assert "cannot run QEMU" in last_words("bad")[1]
 
 
 def test_a_missing_kernel_is_named_before_anything_starts(place: Place) -> None:
@@ -305,7 +322,7 @@ def test_a_missing_kernel_is_named_before_anything_starts(place: Place) -> None:
 def test_a_kernel_that_is_none_is_refused_in_qemus_words(place: Place, tmp_path: Path) -> None:
     fake = tmp_path / "vmlinuz"
     fake.write_bytes(b"no kernel" * 1000)
-    with pytest.raises(EngineError, match=r"QEMU exited with status 1: .*kernel"):
+    with pytest.raises(EngineError, match=r"^QEMU exited with status 1: .*kernel"):
         launch(tiny_spec("bad", vmlinuz=str(fake)))
 
 
@@ -317,8 +334,8 @@ def test_a_guest_that_never_says_the_word_is_taken_down(place: Place) -> None:
 
 def raw_client(vm: str) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.settimeout(30)
     client.connect(str(runtime_directory(vm) / "control.sock"))
+    client.settimeout(30)
     return client
 
 
@@ -342,6 +359,8 @@ def test_too_many_connections_do_not_shut_out_those_who_have_one(control: Contro
         for _ in range(200):
             crowd.enter_context(raw_client(vm))
         assert control.info().state is State.RUNNING
+        with Control(vm) as late, pytest.raises(HostError, match="clients already"):
+            late.info()
     eventually(lambda: _answers(vm), "an answer to a new client")
 
 
@@ -349,7 +368,7 @@ def _answers(vm: str) -> bool:
     try:
         with Control(vm) as control:
             return control.info().state is State.RUNNING
-    except EngineError:
+    except HostError:
         return False
 
 
