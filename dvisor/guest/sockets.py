@@ -18,7 +18,6 @@ from dvisor.guest.fdtable import files_struct, table_files
 from dvisor.guest.kernel import Kernel
 from dvisor.guest.listing import Listing
 from dvisor.guest.lists import Problem
-from dvisor.guest.memory import U64
 from dvisor.guest.sock import (
     AF_INET,
     AF_INET6,
@@ -34,25 +33,44 @@ from dvisor.guest.sockets_link import NetlinkReader, PacketReader
 from dvisor.guest.sockets_unix import UnixReader
 from dvisor.guest.tasks import read_tasks
 
+TRIES = 3
+"""What changed under our eyes is read again this often before it is called partial."""
+
 _FAMILY = struct.Struct("<H")
+
+
+Open = tuple[int, int]
+"""A socket that a descriptor leads to: address of its struct sock, and its inode. Memory of a
+closed socket is used again at once, an inode number is not."""
 
 
 def read_sockets(kernel: Kernel) -> Listing[Socket]:
     """All sockets: by table, then those that only a descriptor leads to."""
+    listing = _read_once(kernel)
+    for _ in range(TRIES - 1):
+        if listing.complete:
+            break
+        listing = _read_once(kernel)
+    return listing
+
+
+def _read_once(kernel: Kernel) -> Listing[Socket]:
     listing: Listing[Socket] = Listing()
     readers = Readers(kernel, listing.problem)
-    listed = {found.address: found for found in readers.listed()}
-    owners = socket_owners(kernel, listing.problem)
-    for address, found in listed.items():
-        held = owners.pop(address, None)
-        listing.append(msgspec.structs.replace(found, owners=tuple(held)) if held else found)
-    for address, held in owners.items():
-        try:
-            found = readers.one(address)
-        except GuestDataError as error:
-            listing.problem(f"a socket that process {held[0].pid} has open: {error}")
-            continue
-        listing.append(msgspec.structs.replace(found, owners=tuple(held), listed=False))
+    rows = {found.address: found for found in readers.listed()}
+    for (address, inode), owners in socket_owners(kernel, listing.problem).items():
+        row = rows.get(address)
+        if row is None or row.inode != inode:  # not in a table, or accepted since
+            try:
+                fresh = readers.one(address)
+            except GuestDataError as error:
+                listing.problem(f"a socket that process {owners[0].pid} has open: {error}")
+                continue
+            if fresh.inode != inode:  # closed since
+                continue
+            row = msgspec.structs.replace(fresh, listed=row is not None)
+        rows[address] = msgspec.structs.replace(row, owners=tuple(owners))
+    listing.extend(rows.values())
     return listing
 
 
@@ -96,14 +114,14 @@ class Readers:
         )
 
 
-def socket_owners(kernel: Kernel, problem: Problem) -> dict[int, list[Owner]]:
-    """Who has each socket open, by address of its struct sock."""
+def socket_owners(kernel: Kernel, problem: Problem) -> dict[Open, list[Owner]]:
+    """Who has each socket open."""
     tasks = read_tasks(kernel, threads=True)
     for text in tasks.problems:
         problem(text)
-    tables: dict[int, list[tuple[int, int]]] = {}
+    tables: dict[int, list[tuple[int, Open]]] = {}
     done: set[tuple[int, int]] = set()
-    found: dict[int, list[Owner]] = {}
+    found: dict[Open, list[Owner]] = {}
     for task in tasks:
         if task.kernel_thread:
             continue
@@ -117,23 +135,24 @@ def socket_owners(kernel: Kernel, problem: Problem) -> dict[int, list[Owner]]:
         done.add((task.tgid, files))
         if files not in tables:
             tables[files] = list(_open_sockets(kernel, files, problem))
-        for fd, sock in tables[files]:
-            found.setdefault(sock, []).append(Owner(task.tgid, fd, task.comm))
+        for fd, opened in tables[files]:
+            found.setdefault(opened, []).append(Owner(task.tgid, fd, task.comm))
     return found
 
 
-def _open_sockets(kernel: Kernel, files: int, problem: Problem) -> Iterator[tuple[int, int]]:
-    """(descriptor, address of the struct sock) of the sockets in a descriptor table."""
+def _open_sockets(kernel: Kernel, files: int, problem: Problem) -> Iterator[tuple[int, Open]]:
+    """(descriptor, socket) of the sockets in a descriptor table."""
     operations = kernel.symbol("socket_file_ops")
     file_record = kernel.record("file", "f_op", "private_data")
-    sk_at = kernel.offset("socket", "sk")
+    # private_data is the struct socket in a socket_alloc (sock_alloc_file(), net/socket.c).
+    start = kernel.offset("socket_alloc", "socket")
+    record = kernel.record("socket_alloc", "socket.sk", "vfs_inode.i_ino")
     for fd, file in table_files(kernel, files, problem):
         try:
             f_op, socket = file_record.read(file)
             if f_op == operations:
-                (sock,) = kernel.memory.unpack(U64, socket + sk_at)
+                sock, inode = record.read(socket - start)
                 if sock:
-                    assert isinstance(sock, int)
-                    yield fd, sock
+                    yield fd, (sock, inode)
         except GuestDataError as error:
             problem(f"an open file cannot be read: {error}")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dvisor.errors import GuestDataError
-from dvisor.guest.hashtables import table_entries
+from dvisor.guest.hashtables import Chains
 from dvisor.guest.sock import (
     AF_INET,
     AF_INET6,
@@ -83,28 +83,16 @@ class InetReader:
 
     def all(self) -> Iterator[Socket]:
         """Every socket in the tables of TCP, UDP, UDP-Lite and raw IP."""
-        for address in self._addresses():
-            try:
-                found = self.one(address)
-            except GuestDataError as error:
-                self.socks.problem(f"a socket cannot be read: {error}")
-                continue
-            if found.family in {"inet", "inet6"}:
-                yield found
-            else:
-                self.socks.problem("an entry of a table of IP sockets is none")
-
-    def _addresses(self) -> Iterator[int]:
-        yield from self._tcp_addresses()
+        yield from self._tcp_sockets()
         for table in self._tables("ipv4.udp_table", "udp_table", "udplite_table"):
-            yield from self._udp_addresses(table)
+            yield from self._udp_sockets(table)
         for name in ("raw_v4_hashinfo", "raw_v6_hashinfo"):
             info = self.kernel.find_symbol(name)
             if info is not None:
                 array = info + self.kernel.offset("raw_hashinfo", "ht")
-                yield from self._table(array, _RAW_BUCKETS, 8, f"raw sockets ({name})")
+                yield from self._chains("raw sockets").table(array, _RAW_BUCKETS, 8)
 
-    def _tcp_addresses(self) -> Iterator[int]:
+    def _tcp_sockets(self) -> Iterator[Socket]:
         kernel = self.kernel
         info = kernel.record("inet_hashinfo", "ehash", "ehash_mask", "lhash2", "lhash2_mask")
         bucket = kernel.size_of("inet_listen_hashbucket")
@@ -115,10 +103,11 @@ class InetReader:
             except GuestDataError as error:
                 self.socks.problem(f"a table of TCP sockets cannot be read: {error}")
                 continue
-            yield from self._table(lhash + head, lhash_mask + 1, bucket, "TCP listeners")
-            yield from self._table(ehash, ehash_mask + 1, 8, "TCP connections")
+            listeners = self._chains("TCP listeners")
+            yield from listeners.table(lhash + head, lhash_mask + 1, bucket)
+            yield from self._chains("TCP connections").table(ehash, ehash_mask + 1, 8)
 
-    def _udp_addresses(self, table: int) -> Iterator[int]:
+    def _udp_sockets(self, table: int) -> Iterator[Socket]:
         kernel = self.kernel
         stride = kernel.size_of("udp_hslot")
         head = kernel.offset("udp_hslot", "head")
@@ -127,7 +116,7 @@ class InetReader:
         except GuestDataError as error:
             self.socks.problem(f"a table of UDP sockets cannot be read: {error}")
             return
-        yield from self._table(array + head, mask + 1, stride, "UDP sockets")
+        yield from self._chains("UDP sockets").table(array + head, mask + 1, stride)
 
     def _tables(self, member: str, *symbols: str) -> list[int]:
         """Addresses of the tables that ``symbols`` name, and of the namespaces' own."""
@@ -142,9 +131,8 @@ class InetReader:
                     self.socks.problem(f"a network namespace cannot be read: {error}")
         return [address for address in found if address]
 
-    def _table(self, array: int, count: int, stride: int, what: str) -> Iterator[int]:
-        memory, problem = self.kernel.memory, self.socks.problem
-        return table_entries(memory, array, count, stride, self._link, problem, what)
+    def _chains(self, what: str) -> Chains[Socket]:
+        return Chains(self.kernel.memory, self._link, self.one, self.socks.problem, what)
 
     # -- sockets -------------------------------------------------------------------------------
 

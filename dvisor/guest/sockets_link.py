@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dvisor.errors import GuestDataError
-from dvisor.guest.hashtables import chain, rhash_entries
+from dvisor.guest.hashtables import Chains
 from dvisor.guest.sock import Socket, SockReader
 
 _MAX_LINKS = 32  # include/uapi/linux/netlink.h
@@ -56,17 +56,17 @@ class NetlinkReader:
         first = tables + kernel.offset("netlink_table", "hash.tbl")
         for pointer in range(first, first + _MAX_LINKS * stride, stride):
             try:
-                for address in self._bound(kernel.memory.u64(pointer)):
-                    yield self.one(address)
+                yield from self._bound(kernel.memory.u64(pointer))
             except GuestDataError as error:
                 problem(f"netlink sockets cannot be read: {error}")
 
-    def _bound(self, table: int) -> Iterator[int]:
-        """Entries of an rhashtable, and of the one that it is being moved to."""
+    def _bound(self, table: int) -> Iterator[Socket]:
+        """Sockets of an rhashtable, and of the one that it is being moved to."""
         kernel, problem = self.kernel, self.socks.problem
         link = kernel.offset("netlink_sock", "node")
         array = kernel.offset("bucket_table", "buckets")
         shape = kernel.record("bucket_table", "size", "nest", "future_tbl")
+        chains = Chains(kernel.memory, link, self.one, problem, "netlink sockets")
         seen: set[int] = set()
         for _ in range(_MAX_REHASH):
             if not table:
@@ -75,12 +75,10 @@ class NetlinkReader:
             if nest:  # a stopgap for want of memory, replaced at once (rht_bucket_nested())
                 problem("a table of netlink sockets is nested: it was not read")
             else:
-                for address in rhash_entries(
-                    kernel.memory, table + array, size, link, problem, "netlink sockets"
-                ):
-                    if address not in seen:
-                        seen.add(address)
-                        yield address
+                for found in chains.rhashtable(table + array, size):
+                    if found.address not in seen:
+                        seen.add(found.address)
+                        yield found
             table = following
 
     def one(self, address: int) -> Socket:
@@ -113,14 +111,9 @@ class PacketReader:
         if place is None:  # built without CONFIG_PACKET
             return
         link = kernel.offset("sock_common", "skc_node")
+        chains = Chains(kernel.memory, link, self.one, problem, "packet sockets")
         for net in list(self.socks.namespaces):
-            for address in chain(
-                kernel.memory, net + place.offset, link, problem, "packet sockets"
-            ):
-                try:
-                    yield self.one(address)
-                except GuestDataError as error:
-                    problem(f"a packet socket cannot be read: {error}")
+            yield from chains.chain(net + place.offset)
 
     def one(self, address: int) -> Socket:
         """The packet socket at ``address``; GuestDataError."""

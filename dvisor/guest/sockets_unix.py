@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from socket import SOCK_DGRAM
 
 from dvisor.errors import GuestDataError
-from dvisor.guest.hashtables import table_entries
+from dvisor.guest.hashtables import Chains
 from dvisor.guest.sock import TCP_LISTEN, Sock, Socket, SockReader
 
 _BUCKETS = 512  # UNIX_HASH_SIZE, include/net/af_unix.h
@@ -36,19 +36,14 @@ class UnixReader:
             problem("this kernel has no tables of unix sockets that dvisor knows")
             return
         link = kernel.offset("sock_common", "skc_node")
+        chains = Chains(kernel.memory, link, self.one, problem, "unix sockets")
         for net in list(self.socks.namespaces):
             try:
                 array = kernel.memory.u64(net + place.offset)
             except GuestDataError as error:
                 problem(f"a network namespace cannot be read: {error}")
                 continue
-            for address in table_entries(
-                kernel.memory, array, _BUCKETS, 8, link, problem, "unix sockets"
-            ):
-                try:
-                    yield self.one(address)
-                except GuestDataError as error:
-                    problem(f"a unix socket cannot be read: {error}")
+            yield from chains.table(array, _BUCKETS, 8)
 
     def one(self, address: int) -> Socket:
         """The unix socket at ``address``; GuestDataError if that cannot be one."""
