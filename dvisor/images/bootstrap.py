@@ -1,6 +1,7 @@
 """Debian packages to a tar archive, by mmdebstrap; never anything left mounted.
 
-mmdebstrap mounts only in a mount namespace of its own, which ends with it.
+Run by root, mmdebstrap mounts proc, sys and more in the tree, and leaves them there when it is
+stopped at a bad moment; and its children outlive it. So it runs contained (see host.run).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _mmdebstrap(
         # As another user it works as a mapped user who may not be able to enter our directory.
         env["TMPDIR"] = str(archive.parent)
     try:
-        host.run(command, env=env, on_line=_milestones(progress))
+        host.run(command, contained=True, env=env, on_line=_milestones(progress))
     except host.CommandError as error:
         raise _explained(error, address, archive.parent) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,16 +39,20 @@ def run(
     name: str | None = None,
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] = lambda line: None,
+    contained: bool = False,
 ) -> str:
     """Run a command to its end; returns its output, of which each line also goes to ``on_line``.
 
-    ``name`` is what the program is called in an error, if not the command's first word.
-    If we are killed, the command gets SIGTERM from the kernel; if we are interrupted, from us,
-    and we wait until it has cleaned up after itself.
+    ``name`` is what the program is called in an error, if not the command's first word. The
+    command ends when we are killed or interrupted. ``contained``: so do all its descendants, and
+    what they mounted is gone with them, where this user may make namespaces.
     """
-    guarded = [program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--", *command]
+    namespaces = _namespaces() if contained else []
+    # unshare(1) ignores SIGTERM while its child runs, and nothing in namespaces needs a warning.
+    ending = signal.SIGKILL if namespaces else signal.SIGTERM
+    guard = [program("setpriv", "util-linux"), "--pdeathsig", ending.name.removeprefix("SIG"), "--"]
     process = subprocess.Popen(
-        guarded,
+        [*guard, *namespaces, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -59,10 +64,27 @@ def run(
         lines = _follow(process, on_line)
         status = process.wait()
     finally:
-        _stop(process)
+        _stop(process, ending)
     if status != 0:
         raise CommandError(name or Path(command[0]).name, status, "\n".join(lines[-_TAIL_LINES:]))
     return "\n".join(lines)
+
+
+def _namespaces() -> list[str]:
+    """Prefix that gives a command mounts and processes of its own; empty where that cannot be.
+
+    A user other than root has no right to it, and a root that has none (in a container) has none
+    to mount either.
+    """
+    if os.geteuid() != 0:
+        return []
+    options = ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
+    prefix = [program("unshare", "util-linux"), *options, "--mount-proc", "--"]
+    try:
+        run([*prefix, program("true", "coreutils")])
+    except CommandError:
+        return []
+    return prefix
 
 
 def _path() -> str:
@@ -78,13 +100,14 @@ def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None]) -> l
     return lines
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str], ending: signal.Signals) -> None:
+    assert process.stdout is not None
     if process.poll() is None:
-        process.terminate()
+        process.send_signal(ending)
         try:
-            process.wait(_STOP_TIMEOUT_S)
+            # Not only until it has ended: its output ends with the last of its descendants.
+            process.communicate(timeout=_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    process.stdout.close()

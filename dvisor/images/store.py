@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from dvisor.errors import HostError, StateError
 
 _MIB = 1 << 20
 _IN_USE = "in-use"
+_CLEAR_TRIES = 50
+_CLEAR_PAUSE_S = 0.1
 
 
 def default_root() -> Path:
@@ -109,7 +112,7 @@ class Store:
                     shutil.rmtree(remnant, ignore_errors=True)
 
     def _make(self, target: Path, stage: Path, make: Callable[[Path], None]) -> None:
-        shutil.rmtree(stage, ignore_errors=True)
+        _clear(stage)
         stage.mkdir(parents=True)
         try:
             with _signals_raise():
@@ -180,6 +183,16 @@ def disk_usage(path: Path) -> int:
     """Bytes that a file or tree takes on disk (sparse files take less than their size)."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_blocks * 512 for file in files)
+
+
+def _clear(directory: Path) -> None:
+    """Remove a tree that the children of a builder killed just now may still write to."""
+    for _ in range(_CLEAR_TRIES):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(_CLEAR_PAUSE_S)
+    raise HostError(f"{directory} is left of a killed build and cannot be removed; remove it")
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -107,30 +107,24 @@ def test_build_goes_on_after_a_failure(fakes: FakeHost, store: Store) -> None:
 
 
 def test_killed_build_takes_its_mmdebstrap_along(fakes: FakeHost, store: Store) -> None:
-    started, told = store.root.parent / "started", store.root.parent / "told"
-    fakes.put(
-        "mmdebstrap",
-        f"#!/bin/sh\ntrap 'echo > {told}; exit 1' TERM\necho > {started}\n"
-        "while :; do sleep 0.05; done\n",
-    )
+    """The fake holds a pipe open for as long as it, or a child of it, lives."""
+    alive = store.root.parent / "alive"
+    os.mkfifo(alive)
+    fakes.put("mmdebstrap", f"#!/bin/sh\nexec 9>{alive}\nwhile :; do sleep 0.05; done\n")
     program = (
         "from pathlib import Path; from dvisor import images\n"
         f"images.build('tiny', store=images.Store(Path({str(store.root)!r})))"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as builder:
         try:
-            wait_for(started)
+            pipe = alive.open()
         finally:
             builder.kill()
-    wait_for(told)
+    with pipe:
+        assert pipe.read() == ""
     assert left_behind(store) != []
     store.sweep()
     assert left_behind(store) == []
-
-
-def wait_for(file: Path) -> None:
-    while not file.exists():
-        time.sleep(0.01)
 
 
 def test_unknown_names_are_told_with_what_there_is(store: Store) -> None:

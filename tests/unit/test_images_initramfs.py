@@ -20,7 +20,8 @@ NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=
 
 def read_back(archive: bytes) -> list[tuple[str, int, bytes]]:
     """Path, mode and data of each entry, read as the kernel's initramfs.c does."""
-    entries, at = [], 0
+    entries: list[tuple[str, int, bytes]] = []
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
         fields = [int(archive[i : i + 8], 16) for i in range(at + 6, at + HEADER_BYTES, 8)]

@@ -23,4 +23,7 @@ export HOME=/root TERM=dumb PS1='dvisor# '
 cd /root || exit
 echo
 echo 'dvisor: ready'
-while :; do setsid --ctty --wait bash --noprofile --norc --noediting -i; done
+# Opened anew each time: the end of a session hangs its terminal up for all that have it open.
+while :; do
+    setsid --ctty --wait bash --noprofile --norc --noediting -i </dev/ttyS0 >/dev/ttyS0 2>&1
+done

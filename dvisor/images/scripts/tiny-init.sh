@@ -24,4 +24,7 @@ export HOME=/root TERM=dumb PS1='dvisor# '
 cd /root
 echo
 echo 'dvisor: ready'
-while :; do setsid -c sh -i; done
+# Opened anew each time: the end of a session hangs its terminal up for all that have it open.
+while :; do
+    setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1
+done
