@@ -117,3 +117,19 @@ def test_a_path_too_long_for_a_socket_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DVISOR_RUNTIME_DIR", f"{runtime_root()}/{'x' * 100}")
     with pytest.raises(HostError, match="too long a path"):
         registry.claim("web1")
+
+
+def test_a_session_without_a_runtime_directory_gets_a_private_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uid = 123456789
+    monkeypatch.delenv("DVISOR_RUNTIME_DIR")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    place = Path(f"/tmp/dvisor-{uid}")
+    place.symlink_to("/var")
+    try:
+        with pytest.raises(HostError, match="take over your VMs"):
+            runtime_root()
+    finally:
+        place.unlink()

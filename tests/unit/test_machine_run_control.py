@@ -81,9 +81,11 @@ def test_a_stop_that_nobody_asked_for_is_looked_into() -> None:
 def test_a_stop_from_another_client_is_a_pause() -> None:
     async def scene(qemu: FakeQemu) -> None:
         qemu.running, qemu.status = False, "paused"
+        before = qemu.control.epoch.value
         qemu.report("STOP")
         await asyncio.sleep(0.01)
         assert qemu.control.state is State.PAUSED
+        assert qemu.control.epoch.value != before  # it may have been a loadvm
         await qemu.control.resume()
         assert qemu.running
 

@@ -110,7 +110,7 @@ def test_a_name_is_free_again_at_once(place: Place, vm: Info) -> None:
     assert place.is_empty()
 
 
-def test_a_supervisor_that_hangs_is_shown_and_down_force_ends_it(place: Place, vm: Info) -> None:
+def test_a_supervisor_that_hangs_is_shown_and_can_be_killed(place: Place, vm: Info) -> None:
     os.kill(vm.supervisor_pid, signal.SIGSTOP)
     (found,) = machines()
     assert found.state is None
