@@ -190,6 +190,18 @@ class Btf:
             return bool(blob._words[at + 3] >> 24 & 1)
         return bool(info >> 31)
 
+    def is_union_forward(self, type_id: int) -> bool:
+        """Whether a forward declaration is of a union (kind_flag)."""
+        blob, at = self._at(type_id)
+        return bool(blob._words[at + 1] >> 31)
+
+    def parameters(self, type_id: int) -> Iterator[tuple[str, int]]:
+        """(name, type id) of a FUNC_PROTO's parameters; a last one of ("", 0) stands for ``...``"""
+        blob, at = self._at(type_id)
+        words = blob._words
+        for i in range(at + 3, at + 3 + 2 * (words[at + 1] & 0xFFFF), 2):
+            yield self.string(words[i]), words[i + 1]
+
     def size(self, type_id: int) -> int:
         """Size in bytes; 8 for a pointer; 0 for void and functions."""
         total = 1

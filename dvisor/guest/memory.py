@@ -38,7 +38,7 @@ class Memory:
         self.root = root
         self.levels = levels
         self.read_physical = engine.read
-        self._linear = linear
+        self.linear = linear
         # (first va, last va + 1, buffer, what to add to a va to index the buffer), hottest first.
         self.windows = tuple(
             (start, end, block.buffer, block.offset - block.gpa + run.physical - run.virtual)
@@ -96,7 +96,7 @@ class Memory:
 
     def physical(self, address: int) -> GuestPhysical:
         """Where ``address`` stands in guest physical memory; GuestMemoryError if nowhere."""
-        for run in self._linear:
+        for run in self.linear:
             if 0 <= address - run.virtual < run.size:
                 return GuestPhysical(address - run.virtual + run.physical)
         page = self.walk(address)
