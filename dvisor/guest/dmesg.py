@@ -27,6 +27,10 @@ FACILITIES = (
 
 _MAX_COUNT_BITS = 26  # descriptors: log_buf_len is at most 2 GiB, one for 32 bytes (printk.c)
 _MAX_SIZE_BITS = 31  # LOG_BUF_LEN_MAX
+MAX_RECORDS = 1 << 20
+MAX_TEXT_BYTES = 64 << 20
+"""Of one answer: what is older is left out. A log as large needs log_buf_len=32M or more."""
+
 _STATE_SHIFT = 62
 _ID_MASK = (1 << _STATE_SHIFT) - 1
 _FINALIZED = 2
@@ -58,7 +62,7 @@ class LogRecord(msgspec.Struct, frozen=True):
 def read_log(kernel: Kernel, since: int = 0) -> Listing[LogRecord]:
     """All messages that are still in the buffer, oldest first; only those with ``seq`` >= since."""
     listing: Listing[LogRecord] = Listing()
-    ring = _Ring(kernel)
+    ring, left = _Ring(kernel), MAX_TEXT_BYTES
     for identity in ring.newest_first():
         try:
             record = ring.record(identity)
@@ -67,7 +71,11 @@ def read_log(kernel: Kernel, since: int = 0) -> Listing[LogRecord]:
             continue
         if record is None:
             continue
+        left -= len(record.text)
         if record.seq < since:
+            break
+        if left < 0 or len(listing) >= MAX_RECORDS:
+            listing.problem("the log is longer than can be: its older messages are left out")
             break
         listing.append(record)
     listing.reverse()
@@ -118,7 +126,7 @@ class _Ring:
     def newest_first(self) -> Iterator[int]:
         """Ids of the descriptors that may hold a message."""
         used = ((self.head - self.tail) & _ID_MASK) + 1
-        for back in range(min(used, self.count)):
+        for back in range(min(used, self.count, MAX_RECORDS)):
             yield (self.head - back) & _ID_MASK
 
     def record(self, identity: int) -> LogRecord | None:

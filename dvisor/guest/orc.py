@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from dvisor.addresses import MASK64
 from dvisor.errors import GuestDataError
+from dvisor.guest.kallsyms import TEXT_START
 from dvisor.guest.kernel import Kernel
 from dvisor.guest.lists import Problem, list_entries
 
@@ -103,6 +104,8 @@ class Orc:
 
     def is_text(self, address: int) -> bool:
         """Whether ``address`` is in the kernel's or a module's code (__kernel_text_address())."""
+        if address < TEXT_START:
+            return False
         return any(start <= address < end for start, end in self._text) or any(
             start <= address < end for start, end, _ in self.modules()
         )

@@ -16,7 +16,7 @@ from dvisor.guest.kernel import Kernel
 from dvisor.guest.lists import Problem, list_entries, tree_entries
 
 MAX_QUEUED = 1 << 16
-"""Tasks on one run queue, and groups on it, followed."""
+"""Entities (tasks and groups) and lists of one run queue looked at, all levels together."""
 
 MAX_RT_PRIO = 100  # include/linux/sched/prio.h
 POLICIES = {0: "normal", 1: "fifo", 2: "rr", 3: "batch", 5: "idle", 6: "deadline", 7: "ext"}
@@ -69,6 +69,7 @@ class RunQueues:
         self.kernel = kernel
         self.memory = kernel.memory
         self.problem = problem
+        self.left = MAX_QUEUED
         offset, place = kernel.offset, kernel.place
         self.counts = kernel.record(
             "rq",
@@ -107,15 +108,15 @@ class RunQueues:
         running, current, stop, switches, clock, fair, rt, deadline = self.counts.read(address)
         tasks: list[QueuedTask] = []
         seen: set[int] = set()
-        for task, scheduling_class, groups in self._queued(address, stop):
-            if task in seen or len(tasks) >= MAX_QUEUED:
-                self.problem(f"the run queue at {address:#x} names a task twice, or too many")
-                break
-            seen.add(task)
-            try:
+        self.left = MAX_QUEUED
+        try:
+            for task, scheduling_class, groups in self._queued(address, stop):
+                if task in seen:
+                    raise GuestDataError(f"the task at {task:#x} is on it twice")
+                seen.add(task)
                 tasks.append(self._task(task, scheduling_class, groups, task == current))
-            except GuestDataError as error:
-                self.problem(f"a task of the run queue at {address:#x}: {error}")
+        except GuestDataError as error:
+            self.problem(f"the run queue at {address:#x} cannot be read to its end: {error}")
         return RunQueue(running, fair, rt, deadline, switches, clock, tasks, address)
 
     def _queued(self, rq: int, stop: int) -> Iterator[tuple[int, str, int]]:
@@ -148,7 +149,7 @@ class RunQueues:
                 group = self.memory.u64(entity + self.my_q.offset) if self.my_q else 0
                 if not group:
                     yield entity, depth
-                elif group in seen or len(seen) > MAX_QUEUED:
+                elif group in seen:
                     self.problem("the groups of a fair run queue do not form a tree")
                 else:
                     seen.add(group)
@@ -164,17 +165,28 @@ class RunQueues:
                     group = self.memory.u64(entity + self.rt_my_q.offset) if self.rt_my_q else 0
                     if not group:
                         yield entity, depth
-                    elif group in seen or len(seen) > MAX_QUEUED:
+                    elif group in seen:
                         self.problem("the groups of a real-time run queue do not form a tree")
                     else:
                         seen.add(group)
                         arrays.append((group + self.rt_queue, depth + 1))
 
     def _tree(self, root: int, offset: int, what: str) -> Iterator[int]:
-        return tree_entries(self.memory, root, offset, self.problem, what, MAX_QUEUED)
+        self._spend()
+        for entity in tree_entries(self.memory, root, offset, self.problem, what, self.left):
+            self._spend()
+            yield entity
 
     def _list(self, head: int, offset: int, what: str) -> Iterator[int]:
-        return list_entries(self.memory, head, offset, self.problem, what, MAX_QUEUED)
+        self._spend()
+        for entity in list_entries(self.memory, head, offset, self.problem, what, self.left):
+            self._spend()
+            yield entity
+
+    def _spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise GuestDataError(f"it has more than {MAX_QUEUED} entries")
 
     def _task(self, address: int, scheduling_class: str, groups: int, current: bool) -> QueuedTask:
         pid, tgid, comm, prio, policy, on_rq, delayed = self.task.read(address)

@@ -25,6 +25,7 @@ from dvisor.guest.resolve import Resolver
 from dvisor.machine.engine import CpuRegisters
 
 MAX_FRAMES = 256
+MAX_SCAN_BYTES = 64 << 10
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -61,13 +62,13 @@ def read_stack(kernel: Kernel, task: int) -> Listing[Frame]:
     if start is None:
         return listing
     resolver = Resolver(kernel)
-    unwinder = _Unwinder(kernel, orc, start, listing.problem)
+    unwinder = Unwinder(kernel, orc, start, listing.problem)
     for address, exact, reliable, stack in unwinder.frames():
         listing.append(_frame(resolver, address, exact, reliable, stack))
     return listing
 
 
-class _Range(NamedTuple):
+class StackRange(NamedTuple):
     """A stack that the task may be on."""
 
     name: str
@@ -75,33 +76,44 @@ class _Range(NamedTuple):
     end: int
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """Where to begin. ``exact``: ``ip`` is the next instruction, not a return address."""
 
     ip: int
     sp: int
     bp: int
     exact: bool
-    stacks: list[_Range]
+    stacks: list[StackRange]
 
 
-def _start(kernel: Kernel, task: int) -> _Start | None:
+def _start(kernel: Kernel, task: int) -> Start | None:
     (base,) = kernel.record("task_struct", "stack").read(task)
     if not base:  # release_task_stack()
         return None
     # Both have 4 pages, or with KASAN 8 (arch/x86/include/asm/page_64_types.h).
-    stacks = [_Range("task", base, base + kernel.size_of("irq_stack"))]
-    for cpu in kernel.cpus():
-        if current_task(kernel, cpu) == task:
-            return _running(kernel, cpu, stacks)
+    stacks = [StackRange("task", base, base + kernel.size_of("irq_stack"))]
+    cpu = _cpu_of(kernel, task)
+    if cpu is not None:
+        return _running(kernel, cpu, stacks)
     (sp,) = kernel.record("task_struct", "thread.sp").read(task)
     bp, ip = kernel.record("inactive_task_frame", "bp", "ret_addr").read(sp)
     # A new task has not called __switch_to_asm(): it will start there (__unwind_start()).
     exact = ip == kernel.find_symbol("ret_from_fork_asm", "ret_from_fork")
-    return _Start(ip, sp + kernel.size_of("inactive_task_frame"), bp, exact, stacks)
+    return Start(ip, sp + kernel.size_of("inactive_task_frame"), bp, exact, stacks)
 
 
-def _running(kernel: Kernel, cpu: int, stacks: list[_Range]) -> _Start | None:
+def _cpu_of(kernel: Kernel, task: int) -> int | None:
+    """The CPU that runs it now; None if none does."""
+    for cpu in kernel.cpus():
+        try:
+            if current_task(kernel, cpu) == task:
+                return cpu
+        except GuestDataError:
+            continue
+    return None
+
+
+def _running(kernel: Kernel, cpu: int, stacks: list[StackRange]) -> Start | None:
     registers: CpuRegisters | None = cpu_registers(kernel).get(cpu)
     if registers is None:
         raise UnsupportedError(f"the engine knows no vCPU for the guest's CPU {cpu}")
@@ -112,17 +124,17 @@ def _running(kernel: Kernel, cpu: int, stacks: list[_Range]) -> _Start | None:
         symbol, inner = kernel.find_symbol("pcpu_hot"), place.offset
     if symbol is not None:
         end = kernel.memory.u64(kernel.per_cpu(symbol, cpu) + inner) + 8  # map_irq_stack()
-        stacks.append(_Range("irq", end - kernel.size_of("irq_stack"), end))
+        stacks.append(StackRange("irq", end - kernel.size_of("irq_stack"), end))
     symbol = kernel.find_symbol("cea_exception_stacks")
     if symbol is not None:
         start = kernel.memory.u64(kernel.per_cpu(symbol, cpu))
         size = kernel.size_of("cea_exception_stacks")
-        stacks.append(_Range("exception", start, start + size))
+        stacks.append(StackRange("exception", start, start + size))
         # The one that the CPU switches to when it leaves user mode, in the same area.
         start += kernel.offset("cpu_entry_area", "entry_stack_page")
         start -= kernel.offset("cpu_entry_area", "estacks")
-        stacks.append(_Range("entry", start, start + kernel.size_of("entry_stack_page")))
-    return _Start(registers.rip, registers.rsp, registers.rbp, True, stacks)
+        stacks.append(StackRange("entry", start, start + kernel.size_of("entry_stack_page")))
+    return Start(registers.rip, registers.rsp, registers.rbp, True, stacks)
 
 
 @dataclass
@@ -130,10 +142,10 @@ class _Words:
     """The stacks' memory, each page read once; nothing else is read."""
 
     kernel: Kernel
-    stacks: list[_Range]
+    stacks: list[StackRange]
     pages: dict[int, bytes] = field(default_factory=dict)
 
-    def on(self, address: int) -> _Range | None:
+    def on(self, address: int) -> StackRange | None:
         return next((s for s in self.stacks if s.start <= address <= s.end - 8), None)
 
     def word(self, address: int) -> int:
@@ -147,10 +159,10 @@ class _Words:
         return value
 
 
-class _Unwinder:
+class Unwinder:
     """struct unwind_state, and unwind_next_frame()."""
 
-    def __init__(self, kernel: Kernel, orc: Orc, start: _Start, problem: Problem) -> None:
+    def __init__(self, kernel: Kernel, orc: Orc, start: Start, problem: Problem) -> None:
         self.kernel = kernel
         self.orc = orc
         self.problem = problem
@@ -187,7 +199,7 @@ class _Unwinder:
         if stack is None:
             return
         found = 0
-        for at in range(self.sp & -8, stack.end, 8):
+        for at in range(self.sp & -8, min(stack.end, self.sp + MAX_SCAN_BYTES), 8):
             try:
                 word = self.words.word(at)
             except GuestMemoryError:
