@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dvisor.addresses import MASK64
 from dvisor.cli import output
 from dvisor.cli.target import Json, Named, Stopped, opened
 
@@ -71,4 +72,4 @@ def lines(address: int, data: bytes) -> Iterator[str]:
         part = data[start : start + 16]
         left, right = part[:8].hex(" "), part[8:].hex(" ")
         shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        yield f"{address + start:016x}  {left:<23}  {right:<23}  |{shown}|"
+        yield f"{(address + start) & MASK64:016x}  {left:<23}  {right:<23}  |{shown}|"
