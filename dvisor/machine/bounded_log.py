@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,14 +24,13 @@ class BoundedLog:
         return self._path.open("wb", buffering=0)
 
     def write(self, data: bytes) -> None:
-        """Keep ``data``; a full disk loses it, and does not stop the VM."""
-        if self._size + len(data) > self._limit:
-            self._file.close()
-            self._file = self._fresh()
-        try:
+        """Keep ``data``; a full disk or a lost directory loses it, and does not stop the VM."""
+        with contextlib.suppress(OSError):
+            if self._size + len(data) > self._limit:
+                fresh = self._fresh()
+                self._file.close()
+                self._file = fresh
             self._size += self._file.write(data[-self._limit :])
-        except OSError:
-            return
 
     def close(self) -> None:
         """Safe to call twice."""

@@ -32,8 +32,11 @@ def write_record(record: Record) -> None:
     """Keep ``record`` in place of the one before, whole or not at all."""
     directory = prepared_state_directory(record.name)
     partial = directory / (_RECORD + ".partial")
-    partial.write_bytes(msgspec.json.encode(record))
-    partial.replace(directory / _RECORD)
+    try:
+        partial.write_bytes(msgspec.json.encode(record))
+        partial.replace(directory / _RECORD)
+    except OSError as error:
+        raise HostError(f"cannot write to {directory}: {error.strerror}") from error
 
 
 def read_record(name: str) -> Record | None:
@@ -51,10 +54,10 @@ def recorded_names() -> list[str]:
 
 def forget_old(keep: int = KEPT_RECORDS) -> None:
     """Remove logs and records of all but the ``keep`` VMs that ended last."""
-    ended = [last for name in recorded_names() if (last := read_record(name)) and last.ended_at]
-    ended.sort(key=lambda last: last.ended_at or 0.0)
-    for last in ended[: max(0, len(ended) - keep)]:
-        shutil.rmtree(state_directory(last.name), ignore_errors=True)
+    records = (read_record(name) for name in recorded_names())
+    ended = [(last.ended_at, last.name) for last in records if last and last.ended_at is not None]
+    for _, name in sorted(ended, reverse=True)[keep:]:
+        shutil.rmtree(state_directory(name), ignore_errors=True)
 
 
 def prepared_state_directory(name: str) -> Path:

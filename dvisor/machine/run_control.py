@@ -64,7 +64,7 @@ class RunControl:
         after = _STATE_AFTER.get(name)
         if after is State.PAUSED and self.state is State.PANICKED:
             after = None  # the stop that a panic brings with it
-        if after is State.PAUSED and not self._stop_asked:
+        if after is State.PAUSED and self.state is State.RUNNING and not self._stop_asked:
             self.epoch.advance()  # it may be a loadvm, which QEMU reports by nothing else
             self._asking = asyncio.create_task(self._ask_why())
         if after is not None and after is not self.state:

@@ -9,7 +9,7 @@ import socket
 from dvisor.machine.bounded_log import BoundedLog
 
 REPLAY_BYTES = 256 << 10
-CLIENT_BACKLOG_BYTES = 1 << 20
+CLIENT_BACKLOG_BYTES = 512 << 10
 _CHUNK = 64 << 10
 
 
