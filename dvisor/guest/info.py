@@ -165,9 +165,11 @@ def read_clocks(kernel: Kernel) -> tuple[int, int]:
     From the timekeeper, under its sequence count (kernel/time/timekeeping.c).
     """
     start = kernel.symbol("tk_core", "timekeeper_data")  # the latter is an array, the core's first
-    # Before struct tk_data it was an anonymous {seqcount; timekeeper;}, which BTF cannot name.
     outer = kernel.place("tk_data", "timekeeper")
-    timekeeper = start + (outer.offset if outer else 8)
+    if outer:
+        timekeeper = start + outer.offset
+    else:  # an anonymous {seqcount; timekeeper;}; with PREEMPT_RT the count has a pointer, too
+        timekeeper = start + (kernel.size_of("seqcount_raw_spinlock") + 7 & ~7)
     record = kernel.record(
         "timekeeper",
         "tkr_mono.shift",

@@ -14,16 +14,20 @@ pytestmark = pytest.mark.vm
 
 _LOAD = """
 import ctypes, os
+done, ready = os.pipe()
 def spinner(name, prepare):
     if os.fork() == 0:
         ctypes.CDLL(None).prctl(15, name, 0, 0, 0)
         os.sched_setaffinity(0, {0})
         prepare()
+        os.write(ready, b".")
         while True:
             pass
 spinner(b"spin-plain", lambda: None)
 spinner(b"spin-nice", lambda: os.nice(5))
 spinner(b"spin-batch", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)))
+for _ in range(3):
+    os.read(done, 1)
 """
 
 
