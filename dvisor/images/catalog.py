@@ -8,17 +8,19 @@ from pathlib import Path
 
 import msgspec
 
-from dvisor.errors import NotFoundError
+from dvisor.errors import HostError, NotFoundError
+from dvisor.folders import cache_directory
 from dvisor.images import disk, initramfs
 from dvisor.images.kernels import kernel as obtain_kernel
 from dvisor.images.kernels import kernel_digest
 from dvisor.images.progress import Progress
 from dvisor.images.recipes import ImageRecipe, digest, recipes, script
 from dvisor.images.roots import private_root
-from dvisor.images.store import Store, default_root, disk_usage
+from dvisor.images.store import Store, disk_usage
 
 DEFAULT_KERNEL = "6.12"
 _RECORD = "image.json"
+_INITRAMFS_SCRIPTS = ["tiny-init.sh", "mount-root.sh", "dvisor-net.sh"]
 # An initramfs and what is around it; the disk's own need is that of its userland.
 _SPACE_MIB = 100
 
@@ -65,7 +67,7 @@ def build(
     Raises NotFoundError for an unknown name or kernel, HostError for what the host lacks. After
     any error, interruption or kill the cache holds only whole things.
     """
-    store, progress = store or Store(default_root()), progress or Progress()
+    store, progress = store or Store(cache_directory()), progress or Progress()
     recipe, key = recipes().image(name), _image_digest(name, kernel)
 
     def make(stage: Path) -> None:
@@ -88,7 +90,7 @@ def build(
 
 def find(name: str, kernel: str = DEFAULT_KERNEL, *, store: Store | None = None) -> GuestImage:
     """The image as today's recipes make it. NotFoundError if it is not built."""
-    store = store or Store(default_root())
+    store = store or Store(cache_directory())
     path = store.path("images", f"{name}-{kernel}", _image_digest(name, kernel))
     if not path.is_dir():
         raise NotFoundError(
@@ -100,7 +102,7 @@ def find(name: str, kernel: str = DEFAULT_KERNEL, *, store: Store | None = None)
 
 def ls(*, store: Store | None = None) -> list[GuestImage]:
     """All images in the cache, also those of older recipes."""
-    store = store or Store(default_root())
+    store = store or Store(cache_directory())
     return [_load(path) for path in store.things("images")]
 
 
@@ -122,7 +124,7 @@ def rm(
     Returns the bytes freed. ``tools`` removes the private roots too. Raises NotFoundError if no
     image fits, StateError while a build is under way.
     """
-    store = store or Store(default_root())
+    store = store or Store(cache_directory())
     with store.alone():
         gone = [
             path
@@ -146,10 +148,8 @@ def _image_digest(name: str, kernel: str) -> str:
     parts = [kernel_digest(kernel)]
     if recipe.userland:
         parts.append(disk.userland_digest(recipe.userland))
-    return digest(recipe, recipes().roots["build"], parts, [script(s) for s in _SCRIPTS])
-
-
-_SCRIPTS = ["tiny-init.sh", "mount-root.sh", "dvisor-net.sh"]
+    scripts = [script(each) for each in _INITRAMFS_SCRIPTS]
+    return digest(recipe, recipes().roots["build"], parts, scripts)
 
 
 def _compose(
@@ -188,7 +188,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _record(path: Path) -> _Record:
-    return msgspec.json.decode((path / _RECORD).read_bytes(), type=_Record)
+    try:
+        return msgspec.json.decode((path / _RECORD).read_bytes(), type=_Record)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise HostError(f"the image in {path} is damaged ({error}); remove that folder") from error
 
 
 def _load(path: Path) -> GuestImage:

@@ -8,12 +8,13 @@ from pathlib import Path
 import msgspec
 
 from dvisor.errors import HostError
+from dvisor.folders import cache_directory
 from dvisor.images import bootstrap, host
 from dvisor.images.manifest import Manifest, listed_packages
 from dvisor.images.progress import Progress
 from dvisor.images.recipes import KernelRecipe, digest, recipes
 from dvisor.images.roots import private_root, unpack
-from dvisor.images.store import Store, default_root
+from dvisor.images.store import Store
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -32,7 +33,7 @@ class Kernel(msgspec.Struct, frozen=True):
 
 def kernel(key: str, *, store: Store | None = None, progress: Progress | None = None) -> Kernel:
     """The kernel of that key, fetched now if it is not in the cache."""
-    store, progress = store or Store(default_root()), progress or Progress()
+    store, progress = store or Store(cache_directory()), progress or Progress()
     recipe = recipes().kernel(key)
 
     def make(stage: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from dvisor.errors import HostError
+from dvisor.folders import cache_directory
 from dvisor.images.progress import Progress
 from dvisor.images.roots import PrivateRoot, private_root
-from dvisor.images.store import Store, default_root
+from dvisor.images.store import Store
 
 _PROGRAM = "qemu-system-x86_64"
 _DATA_DIRS = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
@@ -44,7 +45,7 @@ def qemu_binary(
         system = QemuBinary((found,), _version((found,)), Path(found))
         if system.version >= minimum:
             return system
-    root = private_root("qemu", store or Store(default_root()), progress or Progress())
+    root = private_root("qemu", store or Store(cache_directory()), progress or Progress())
     prefix = _private_prefix(root)
     version = _version(prefix)
     if version < minimum:

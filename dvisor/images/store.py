@@ -27,13 +27,6 @@ _CLEAR_TRIES = 50
 _CLEAR_PAUSE_S = 0.1
 
 
-def default_root() -> Path:
-    """The user's cache directory for dvisor (XDG base directory specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification: a relative path is invalid and must be ignored.
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "dvisor"
-
-
 class Store:
     """Built things at ``root/KIND/NAME-DIGEST``. Safe for several processes at once."""
 

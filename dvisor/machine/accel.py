@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 
 from dvisor.errors import HostError
+from dvisor.folders import cache_directory
 from dvisor.machine.deathsig import die_with_this_process
-from dvisor.machine.places import cache_root
 from dvisor.machine.spec import LaunchSpec
 
 PROBE_TIMEOUT_S = 10.0
@@ -68,12 +68,13 @@ def _why_no_device() -> str:
 
 
 def _remembered(spec: LaunchSpec, report: Callable[[str], None]) -> ProbeResult:
-    path = cache_root() / f"kvm-{_key(spec)}.json"
+    path = cache_directory() / f"kvm-{_key(spec)}.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=ProbeResult)
     except (OSError, msgspec.MsgspecError):
         report("trying whether KVM can run this kernel (once after each boot of this host)")
     result = probe(spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(msgspec.json.encode(result))
     partial.replace(path)

@@ -39,26 +39,17 @@ def runtime_directory(name: str) -> Path:
 
 def state_root() -> Path:
     """The parent of the directories that keep VMs' logs and how they ended; made if missing."""
-    return _private(_home("DVISOR_STATE_DIR", "XDG_STATE_HOME", "/var/lib", ".local/state"))
+    if given := os.environ.get("DVISOR_STATE_DIR"):
+        return _private(Path(given))
+    if given := os.environ.get("XDG_STATE_HOME"):
+        return _private(Path(given) / "dvisor")
+    base = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local/state"
+    return _private(base / "dvisor")
 
 
 def state_directory(name: str) -> Path:
     """Where the logs and the last end of VM ``name`` are kept; may not exist."""
     return state_root() / name
-
-
-def cache_root() -> Path:
-    """Where results that can be found again are kept; made if missing."""
-    return _private(_home("DVISOR_CACHE_DIR", "XDG_CACHE_HOME", "/var/cache", ".cache"))
-
-
-def _home(own: str, xdg: str, system: str, below_home: str) -> Path:
-    if given := os.environ.get(own):
-        return Path(given)
-    if given := os.environ.get(xdg):
-        return Path(given) / "dvisor"
-    base = Path(system) if os.geteuid() == 0 else Path.home() / below_home
-    return base / "dvisor"
 
 
 def _private(path: Path, *, follow: bool = True) -> Path:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dvisor.errors import HostError, StateError
-from dvisor.images.store import Store, default_root
+from dvisor.folders import cache_directory
+from dvisor.images.store import Store
 
 StartBuilder = Callable[[str], subprocess.Popen[str]]
 DIGEST = "0123456789abcdef"
@@ -206,6 +207,6 @@ def test_nothing_is_removed_while_a_build_is_under_way(store: Store) -> None:
 def test_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
-    assert default_root() == Path("/home/me/.cache/dvisor")
+    assert cache_directory() == Path("/home/me/.cache/dvisor")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert default_root() == Path("/elsewhere/dvisor")
+    assert cache_directory() == Path("/elsewhere/dvisor")
