@@ -20,7 +20,7 @@ Row = tuple["Process", str]
 Threads = Annotated[bool, typer.Option("--threads", "-T", help="List every thread.")]
 Tree = Annotated[bool, typer.Option("--tree", help="Children beneath their parents.")]
 Columns = Annotated[
-    str | None, typer.Option("--columns", help="Which columns, by comma; 'help' lists them.")
+    str | None, typer.Option("--columns", help="Which columns, by comma; a wrong one lists them.")
 ]
 
 COLUMNS: dict[str, output.Column[Row]] = {

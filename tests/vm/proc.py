@@ -51,7 +51,7 @@ def started(guest: RunningGuest, code: str, arguments: str = "") -> Iterator[int
     try:
         yield int(found[1])
     finally:
-        guest.shell(f"kill {found[1]}; rm /tmp/made")
+        guest.shell(f"kill {found[1]}; wait {found[1]}; rm /tmp/made")
 
 
 def assert_between(
