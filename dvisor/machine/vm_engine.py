@@ -111,7 +111,10 @@ class VmEngine:
                 self._control.release()
 
     def epoch(self) -> int:
-        """Changes at every guest reset; read from a shared page."""
+        """Changes at every guest reset; read from a shared page. EngineError once the VM has ended:
+        its memory would stay readable here, and nothing in it true any more."""
+        if self._control.ended():
+            raise EngineError(f"VM {self.name} has ended; why: dvisor logs {self.name}")
         return self._epoch.value
 
     def close(self) -> None:

@@ -122,6 +122,16 @@ def test_the_engine_keeps_the_protocol(vm: str) -> None:
         assert engine.knows_resets
 
 
+def test_an_engine_whose_vm_has_ended_says_so(place: Place) -> None:
+    started(tiny_spec("ended"))
+    with open_engine("ended") as engine:
+        assert engine.epoch() >= 0
+        with Control("ended") as control:
+            control.quit(force=True)
+        with pytest.raises(EngineError, match="has ended"):
+            engine.epoch()
+
+
 def test_guest_memory_is_what_the_guest_wrote(vm: str) -> None:
     mark = b"dvisor-mark-" + os.urandom(8).hex().encode()
     with shell(vm) as console, open_engine(vm) as engine:
