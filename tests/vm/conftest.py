@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.vm.guests import RunningGuest, running_guest
+from tests.vm.machines import Place
 
 FIVE_LEVELS, FOUR_LEVELS = "max", "Haswell"  # Haswell also has page-table isolation
 QUICK = [("6.1", FOUR_LEVELS, 1), ("6.12", FIVE_LEVELS, 2), ("7.2", FIVE_LEVELS, 1)]
@@ -31,9 +32,22 @@ MATRIX = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_directories() -> Iterator[None]:
+    """The tests' VMs stay out of the user's `dvisor ls`, and their records out of its logs."""
+    place = Place()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in place.environment.items():
+            patch.setenv(key, value)
+        yield
+    place.close()
+
+
 @pytest.fixture(scope="session", params=MATRIX)
 def matrix_guest(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    own_directories: None,
 ) -> Iterator[RunningGuest]:
     """One guest of the matrix with the workload in it. Tests only look, or clean up after them."""
     kernel, cpu, vcpus = request.param
