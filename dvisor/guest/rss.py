@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dvisor.addresses import PAGE_SIZE
+from dvisor.addresses import MASK64, PAGE_SIZE
 from dvisor.guest.kernel import Kernel
 
 _RESIDENT = (("MM_FILEPAGES", 0), ("MM_ANONPAGES", 1), ("MM_SHMEMPAGES", 3))
+_TOGETHER = 64
+"""Bytes: per-CPU parts of one mm stand next to each other since 6.6 (14ef95be6f55)."""
 
 
 class RssReader:
@@ -24,24 +26,32 @@ class RssReader:
             self._cpus = [kernel.per_cpu(0, cpu) for cpu in kernel.cpus()]
 
     def read(self, mm: int) -> int:
-        """Bytes. A page that is being counted on a CPU at this moment may be missing (6.1: up to
-        64 on each thread, TASK_RSS_EVENTS_THRESH)."""
+        """Bytes. A page that is being counted on a CPU at this moment may be missing (before 6.2:
+        up to 64 on each thread, TASK_RSS_EVENTS_THRESH)."""
         base = mm + self._counters
-        pages = 0
-        for member in self._members:
-            if self._per_cpu:
-                pages += max(self._sum(base + member * self._size), 0)
-            else:
-                pages += max(_signed(self.kernel.memory.u64(base + 8 * member), 64), 0)
-        return pages * PAGE_SIZE
+        if self._per_cpu:
+            counters = [self._counter.read(base + member * self._size) for member in self._members]
+            sums = self._sums(counters)
+        else:
+            u64 = self.kernel.memory.u64
+            sums = [_signed(u64(base + 8 * member), 64) for member in self._members]
+        return sum(max(pages, 0) for pages in sums) * PAGE_SIZE
 
-    def _sum(self, counter: int) -> int:
-        """percpu_counter_sum(): the shared part and what each CPU has not yet added to it."""
-        count, counters = self._counter.read(counter)
-        u32 = self.kernel.memory.u32
-        mask = (1 << 64) - 1
-        parts = (_signed(u32(counters + offset & mask), 32) for offset in self._cpus)
-        return int(count) + (sum(parts) if counters else 0)
+    def _sums(self, counters: list[tuple[int, int]]) -> list[int]:
+        """percpu_counter_sum() of each: its count, and what CPUs have not yet added to that."""
+        sums = [count for count, _ in counters]
+        places = [place for _, place in counters]
+        first, last = min(places), max(places)
+        read = self.kernel.memory.read
+        for cpu in self._cpus:
+            if last - first < _TOGETHER:
+                raw = read(first + cpu & MASK64, last - first + 4)
+                parts = [raw[place - first :][:4] for place in places]
+            else:
+                parts = [read(place + cpu & MASK64, 4) for place in places]
+            for i, part in enumerate(parts):
+                sums[i] += int.from_bytes(part, "little", signed=True)
+        return sums
 
 
 def _signed(value: int, bits: int) -> int:

@@ -31,10 +31,11 @@ class UserMemoryReader:
             if not env_end or not start < end:
                 return ()
             memory = self.memory(pgd)
-            if memory.read(end - 1, 1) != b"\0":
-                limit = env_end if env_start == end and env_start <= env_end else end
-                return (_text(memory.string(start, min(MAX_TITLE, limit - start))),)
-            return _strings(memory, start, end)
+            raw = _arguments(memory, start, end)
+            if raw.endswith(b"\0"):
+                return _split(raw)
+            limit = env_end if env_start == end and env_start <= env_end else end
+            return (_text(memory.string(start, min(MAX_TITLE, limit - start))),)
         except GuestDataError:
             return None
 
@@ -42,7 +43,7 @@ class UserMemoryReader:
         """``NAME=value`` strings as they were when the process began, as /proc/PID/environ."""
         try:
             pgd, _, _, start, end = self._fields.read(mm)
-            return _strings(self.memory(pgd), start, end) if start < end else ()
+            return _split(_arguments(self.memory(pgd), start, end)) if start < end else ()
         except GuestDataError:
             return None
 
@@ -52,10 +53,13 @@ class UserMemoryReader:
         return memory.user(memory.physical(pgd))
 
 
-def _strings(memory: Memory, start: int, end: int) -> tuple[str, ...]:
+def _arguments(memory: Memory, start: int, end: int) -> bytes:
     if end - start > MAX_ARGUMENTS:
         raise GuestDataError(f"{end - start} bytes of arguments")
-    raw = memory.read(start, end - start)
+    return memory.read(start, end - start)
+
+
+def _split(raw: bytes) -> tuple[str, ...]:
     return tuple(_text(part) for part in raw.removesuffix(b"\0").split(b"\0"))
 
 
