@@ -62,6 +62,8 @@ def _mmdebstrap(
     apt = ['Apt::Install-Recommends "false"', f'APT::Default-Release "{suites[-1]}"']
     command = [
         host.program("mmdebstrap", "mmdebstrap"),
+        # Named, so that a user who may not use it is told so, not given a mode that fails later.
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
         *options,
         *[f"--aptopt={option}" for option in [*apt, *mirror.proxy_options()]],
         f"--include={','.join(packages)}",

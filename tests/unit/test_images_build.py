@@ -140,6 +140,13 @@ def test_image_that_is_not_built_says_how_to_build_it(store: Store) -> None:
         images.find("tiny", "6.1", store=store)
 
 
+def test_damaged_image_says_what_to_remove(fakes: FakeHost, store: Store) -> None:
+    built = images.build("tiny", store=store)
+    (built.vmlinuz.parent / "image.json").write_text("{")
+    with pytest.raises(HostError, match="damaged"):
+        images.ls(store=store)
+
+
 def test_missing_program_names_its_package() -> None:
     with pytest.raises(HostError, match="apt-get install some-package"):
         host.program("no-such-program", "some-package")
