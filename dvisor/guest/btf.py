@@ -8,6 +8,8 @@ index is checked, each chain of types is bounded.
 from __future__ import annotations
 
 import struct
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -18,6 +20,7 @@ MAGIC = 0xEB9F
 MAX_BYTES = 256 << 20
 MAX_CHAIN = 64
 """Longest chain of typedefs and qualifiers, and deepest nesting of anonymous members, followed."""
+MAX_SAME_STRINGS = 16
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
 VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT = range(9, 17)
@@ -59,10 +62,11 @@ class Btf:
             raise GuestDataError("the BTF header points outside of the BTF")
         self.base = base
         self._strings = raw[strings : strings + string_size]
-        padded = raw[types : types + (type_size & ~3)]
-        self._words = memoryview(padded).cast("I")
+        self._types = raw[types : types + (type_size & ~3)]
+        self._words = memoryview(self._types).cast("I")
         self._first_id = base.end_id if base else 1
         self._first_string = base.end_string if base else 0
+        self._structures: dict[str, int] = {}
 
     @property
     def end_id(self) -> int:
@@ -76,32 +80,44 @@ class Btf:
     @cached_property
     def _starts(self) -> list[int]:
         """Index into the words of each type, by id."""
-        words, end = self._words, len(self._words)
-        fixed = [3 + _FIXED_WORDS.get(kind, 0) for kind in range(32)]
-        each = [_MEMBER_WORDS.get(kind, 0) for kind in range(32)]
+        infos, end = array("I", self._types[4:] + bytes(4)), len(self._words)
+        sizes: dict[int, int] = {}  # by info word, of which there are a few hundred
         starts: list[int] = []
-        append, at = starts.append, 0
-        try:
-            while at < end:
-                append(at)
-                info = words[at + 1]
-                kind = info >> 24 & 0x1F
-                at += fixed[kind] + each[kind] * (info & 0xFFFF)
-        except IndexError:
-            at = end + 1
+        at = 0
+        while at < end:  # the one loop over all types: each nanosecond in it counts
+            try:
+                size = sizes[infos[at]]
+            except KeyError:
+                size = sizes[infos[at]] = _size_in_words(infos[at])
+            starts.append(at)
+            at += size
         if at != end:
             raise GuestDataError("the last BTF type is cut off")
         return starts
 
     @cached_property
-    def _by_name(self) -> dict[int, list[int]]:
-        """Type ids by offset of the name, for the kinds that are looked up by name."""
-        words = self._words
-        found: dict[int, list[int]] = {}
-        wanted = {STRUCT, UNION, ENUM, ENUM64, TYPEDEF, INT, FUNC, VAR}
-        for type_id, at in enumerate(self._starts, self._first_id):
-            if words[at] and words[at + 1] >> 24 & 0x1F in wanted:
-                found.setdefault(words[at], []).append(type_id)
+    def _names(self) -> bytes:
+        """The offset of the name of each type, by id, as 4 bytes each: ``bytes.find`` is a quicker
+        index of some names than a dictionary of all."""
+        return array("I", map(self._words.__getitem__, self._starts)).tobytes()
+
+    def _named(self, string: int) -> Iterator[int]:
+        """Ids of this blob's own types with this name, ascending."""
+        return (self._first_id + i for i in _positions(self._names, string))
+
+    def _string_offsets(self, name: str) -> list[int]:
+        """Offsets of a string, those in the base, which a module uses too, last. Strings are
+        unique, so that there is one at most; a hostile BTF may hold several."""
+        wanted, found = b"\0" + name.encode() + b"\0", list[int]()
+        blob: Btf | None = self
+        while blob is not None:
+            at = -1
+            for _ in range(MAX_SAME_STRINGS):
+                at = blob._strings.find(wanted, at + 1)
+                if at < 0:
+                    break
+                found.append(blob._first_string + at + 1)
+            blob = blob.base
         return found
 
     def _at(self, type_id: int) -> tuple[Btf, int]:
@@ -139,26 +155,27 @@ class Btf:
 
     def find(self, name: str, *kinds: int) -> int | None:
         """Id of the first type called ``name`` of one of ``kinds``; a module's own first."""
-        wanted = b"\0" + name.encode() + b"\0"
+        strings = self._string_offsets(name)
         blob: Btf | None = self
         while blob is not None:
-            at = blob._strings.find(wanted)
-            while at >= 0:  # strings are usually unique; a hostile BTF may hold several
-                for type_id in blob._by_name.get(at + 1 + blob._first_string, ()):
+            for string in strings:
+                for type_id in blob._named(string):
                     if blob.kind(type_id) in kinds:
                         return type_id
-                at = blob._strings.find(wanted, at + 1)
             blob = blob.base
         return None
 
     def structure(self, name: str) -> int:
         """Id of the struct or union (or a typedef of one) called ``name``; NotFoundError."""
+        if name in self._structures:
+            return self._structures[name]
         found = self.find(name, STRUCT, UNION)
         if found is None:
             typedef = self.find(name, TYPEDEF)
             found = None if typedef is None else self.resolve(typedef)
         if found is None or self.kind(found) not in {STRUCT, UNION}:
             raise NotFoundError(f"this kernel has no struct {name}")
+        self._structures[name] = found
         return found
 
     def resolve(self, type_id: int) -> int:
@@ -258,20 +275,48 @@ class Btf:
     def enumerators(self, type_id: int) -> Iterator[tuple[str, int]]:
         """(name, value) of an enumeration's constants."""
         blob, at = self._at(type_id)
-        words, info = blob._words, blob._words[at + 1]
+        info = blob._words[at + 1]
         step = 3 if info >> 24 & 0x1F == ENUM64 else 2
         for i in range(at + 3, at + 3 + step * (info & 0xFFFF), step):
-            value = words[i + 1] | (words[i + 2] << 32 if step == 3 else 0)
-            width = 64 if step == 3 else 32
-            if info >> 31 and value >> (width - 1):
-                value -= 1 << width
-            yield self.string(words[i]), value
+            yield self.string(blob._words[i]), blob._value(info, i)
+
+    def _value(self, info: int, at: int) -> int:
+        """Of the enumerator at this word, in an enumeration with this info word."""
+        value, width = self._words[at + 1], 32
+        if info >> 24 & 0x1F == ENUM64:
+            value, width = value | self._words[at + 2] << 32, 64
+        return value - (1 << width) if info >> 31 and value >> (width - 1) else value
 
     def constant(self, name: str) -> int | None:
         """Value of the enumeration constant ``name``, in whichever enumeration it is."""
-        for type_id, at in enumerate(self._starts, self._first_id):
-            if self._words[at + 1] >> 24 & 0x1F in {ENUM, ENUM64}:
-                for label, value in self.enumerators(type_id):
-                    if label == name:
+        strings = self._string_offsets(name)
+        blob: Btf | None = self
+        while blob is not None:
+            for string in strings:
+                for word in _positions(blob._types, string):
+                    value = blob._value_if_enumerator(word)
+                    if value is not None:
                         return value
-        return self.base.constant(name) if self.base else None
+            blob = blob.base
+        return None
+
+    def _value_if_enumerator(self, word: int) -> int | None:
+        at = self._starts[bisect_right(self._starts, word) - 1]
+        info = self._words[at + 1]
+        kind, distance = info >> 24 & 0x1F, word - at - 3
+        if kind not in {ENUM, ENUM64} or distance < 0 or distance % _MEMBER_WORDS[kind]:
+            return None
+        return self._value(info, word)
+
+
+def _size_in_words(info: int) -> int:
+    kind = info >> 24 & 0x1F
+    return 3 + _FIXED_WORDS.get(kind, 0) + _MEMBER_WORDS.get(kind, 0) * (info & 0xFFFF)
+
+
+def _positions(words: bytes, wanted: int) -> Iterator[int]:
+    """Indices of the 32-bit words that are ``wanted``, ascending."""
+    needle, at = struct.pack("<I", wanted), -1
+    while (at := words.find(needle, at + 1)) >= 0:
+        if at % 4 == 0:
+            yield at // 4

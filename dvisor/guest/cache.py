@@ -1,9 +1,9 @@
 """What was worked out about a kernel, kept for the next attach.
 
 A record is named by the digest of the very bytes it was computed from (symbol table and BTF, which
-KASLR does not change), never by a name that the guest states: a hostile guest that claims another
-kernel's build id gets, and leaves behind, nothing but its own. All of it may be deleted at any
-time. Files hold JSON: reading one runs no code.
+KASLR does not change) and of where they stand, never by a name that the guest states: a hostile
+guest that claims another kernel's build id gets, and leaves behind, nothing but its own. All of it
+may be deleted at any time. Files hold JSON: reading one runs no code.
 """
 
 from __future__ import annotations
@@ -13,26 +13,63 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from dvisor.errors import GuestDataError
 from dvisor.guest.kallsyms import Image, Tables
 from dvisor.guest.records import Place
 
-FORMAT = 1
+FORMAT = 2
 MAX_ENTRIES = 100_000
 MAX_FILES = 256
+PROBE_BYTES = 64
 
 
 class Hint(msgspec.Struct, frozen=True):
     """Where a known kernel has its tables, relative to its image."""
 
-    count: int
-    places: tuple[int, int, int, int, int]
-    base: int
+    tables: Tables
     btf: tuple[int, int]
     probe: bytes
     """The first bytes of the symbol names: a cheap test before the digest is computed."""
+
+
+class Source(NamedTuple):
+    """What answers are worked out from, in the kernel's image or in a copy of it."""
+
+    image: Image
+    tables: Tables
+    btf: tuple[int, int]
+    """Positions of its start and end."""
+
+    def copy(self) -> Source:
+        """One that the guest cannot change any more."""
+        parts = [*self.tables.parts(), self.btf]
+        start = min(start for start, end in parts)
+        image = self.image.part(start, max(end for _, end in parts) + 8)
+        return Source(image, self.tables.moved(-start), (self.btf[0] - start, self.btf[1] - start))
+
+    def digest(self) -> str:
+        """In hexadecimal. GuestDataError where it is not inside the image."""
+        parts = [*self.tables.parts(), self.btf]
+        low, high = max(self.image.start, 0), self.image.end
+        if not all(low <= start <= end <= high for start, end in parts):
+            raise GuestDataError("the symbol table or the BTF leaves the kernel image")
+        hint, base = self.hint(), self.tables.base_address(self.image)
+        # Positions and the base count since addresses are relative to them.
+        placed = (hint.tables, hint.btf, base and base - self.image.virtual)
+        whole = hashlib.sha256(msgspec.json.encode(placed))
+        with memoryview(self.image.buffer) as view:
+            for start, end in parts:
+                whole.update(view[start:end])
+        return whole.hexdigest()
+
+    def hint(self) -> Hint:
+        at, names = self.image.start, self.tables.names
+        probe = bytes(self.image.buffer[names : names + PROBE_BYTES])
+        return Hint(self.tables.moved(-at), (self.btf[0] - at, self.btf[1] - at), probe)
 
 
 class Memo(msgspec.Struct):
@@ -51,40 +88,22 @@ def directory() -> Path:
     return Path(base) / "dvisor" / "symbols"
 
 
-def digest(image: Image, tables: Tables, btf: tuple[int, int]) -> str:
-    """Of the symbol table and the BTF, in hexadecimal; ``btf``: its two positions."""
-    whole = hashlib.sha256()
-    view = memoryview(image.buffer)
-    try:
-        for start, end in (
-            (tables.names - 8, tables.index + 512),
-            (tables.offsets, tables.offsets + 4 * tables.count),
-            btf,
-        ):
-            whole.update((end - start).to_bytes(8, "little"))
-            whole.update(view[max(start, 0) : end])
-    finally:
-        view.release()
-    return whole.hexdigest()
-
-
-def find(image: Image) -> tuple[str, Memo, Tables] | None:
-    """The record whose bytes this image holds, if there is one."""
+def find(image: Image) -> tuple[str, Memo, Source] | None:
+    """The digest and the record of what this image holds, if there is one, and where it is."""
     for path in _records():
         memo = _load(path)
         if memo is None:
             continue
-        tables, btf = _placed(image, memo.hint)
-        probe = memo.hint.probe
-        if not image.start <= tables.names <= image.end - len(probe) or btf[1] > image.end:
+        at, hint = image.start, memo.hint
+        source = Source(image, hint.tables.moved(at), (hint.btf[0] + at, hint.btf[1] + at))
+        names = source.tables.names
+        if image.buffer[names : names + len(hint.probe)] != hint.probe:
             continue
-        if image.buffer[tables.names : tables.names + len(probe)] != probe:
-            continue
-        name = digest(image, tables, btf)
-        if path.stem == name:
-            with contextlib.suppress(OSError):
-                os.utime(path)
-            return name, memo, tables
+        with contextlib.suppress(GuestDataError):
+            if path.stem == source.digest():
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+                return path.stem, memo, source
     return None
 
 
@@ -107,32 +126,6 @@ def _load(path: Path) -> Memo | None:
     except (OSError, msgspec.DecodeError):
         return None
     return memo if memo.format == FORMAT else None
-
-
-def hint(image: Image, tables: Tables, btf: tuple[int, int]) -> Hint:
-    """The inverse of what ``find`` does."""
-    at = image.start
-    return Hint(
-        tables.count,
-        (
-            tables.names - at,
-            tables.markers - at,
-            tables.tokens - at,
-            tables.index - at,
-            tables.offsets - at,
-        ),
-        tables.base and tables.base - at,
-        (btf[0] - at, btf[1] - at),
-        bytes(image.buffer[tables.names : tables.names + 64]),
-    )
-
-
-def _placed(image: Image, known: Hint) -> tuple[Tables, tuple[int, int]]:
-    at = image.start
-    names, markers, tokens, index, offsets = (place + at for place in known.places)
-    base = known.base and known.base + at
-    tables = Tables(known.count, names, markers, tokens, index, offsets, base)
-    return tables, (known.btf[0] + at, known.btf[1] + at)
 
 
 def save(name: str, memo: Memo) -> None:

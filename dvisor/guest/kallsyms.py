@@ -3,8 +3,9 @@
 Source of the format: scripts/kallsyms.c and kernel/kallsyms.c. What changed between releases is
 told from the bytes, not from the version:
 
-- order: ``offsets, relative_base, num_syms, names, markers, ...tokens`` up to 6.3, and from 6.4
-  (404bad70fcf7) ``num_syms, names, markers, tokens, offsets[, relative_base]``;
+- order: ``offsets, relative_base, num_syms, names, markers[, seqs_of_names], tokens`` up to 6.3,
+  and from 6.4 (404bad70fcf7) ``num_syms, names, markers, tokens, offsets[, relative_base],
+  seqs_of_names``;
 - address of a symbol: ``base + u32``; or, with absolute per-CPU symbols, a negative number counts
   down from the base; or, without a base, relative to the place of the number itself.
 """
@@ -14,18 +15,20 @@ from __future__ import annotations
 import itertools
 import struct
 from array import array
-from bisect import bisect_right
-from dataclasses import dataclass
-from functools import cached_property
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
 from mmap import mmap
 
 from dvisor.addresses import MASK64
 from dvisor.errors import GuestDataError
+from dvisor.guest.kallsyms_names import SAMPLES, SEQ_BYTES, Names
 
 # Digits are always used in symbols and therefore always stand for themselves.
 SIGNATURE = b"".join(b"%d\0" % digit for digit in range(10))
 MAX_SYMBOLS = 4_000_000
-MAX_NAME_BYTES = 0x3FFF  # two-byte ULEB128, scripts/kallsyms.c
+MAX_MARKERS = MAX_SYMBOLS // 256
+MAX_ZEROS = 256
+"""Zero words that are tried as the first marker; before it the order by name has a handful."""
 TEXT_START = 0xFFFF_FFFF_8000_0000
 """__START_KERNEL_map: no symbol of the image is below (arch/x86/include/asm/page_64_types.h)."""
 
@@ -36,6 +39,7 @@ class Image:
 
     buffer: bytes | mmap
     start: int
+    """Negative in a copy of a later part."""
     end: int
     virtual: int
 
@@ -44,6 +48,11 @@ class Image:
 
     def position(self, address: int) -> int:
         return address - self.virtual + self.start
+
+    def part(self, start: int, end: int) -> Image:
+        """A copy of [start, end), at position 0, that the guest cannot change any more."""
+        raw = bytes(self.buffer[start:end])
+        return Image(raw, self.start - start, len(raw), self.virtual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,41 @@ class Tables:
     tokens: int
     index: int
     offsets: int
-    base: int
-    """Position of the base address; 0 where the offsets are place-relative."""
+    base: int | None
+    """Position of the base address; None where the offsets are place-relative."""
+    seqs: int | None
+    """Position of the order by name; None where the kernel has none."""
+
+    def moved(self, by: int) -> Tables:
+        """The same tables, ``by`` bytes further on."""
+        return Tables(
+            self.count,
+            self.names + by,
+            self.markers + by,
+            self.tokens + by,
+            self.index + by,
+            self.offsets + by,
+            None if self.base is None else self.base + by,
+            None if self.seqs is None else self.seqs + by,
+        )
+
+    def parts(self) -> list[tuple[int, int]]:
+        """(start, end) of what symbols are worked out from, but for the base address: names to
+        token index, offsets, and the order by name if there is one."""
+        found = [
+            (self.names, self.index + 512),
+            (self.offsets, self.offsets + 4 * self.count),
+        ]
+        if self.seqs is not None:
+            found.append((self.seqs, self.seqs + SEQ_BYTES * self.count))
+        return found
+
+    def base_address(self, image: Image) -> int | None:
+        """What offsets count from; None where that is their own place."""
+        if self.base is None:
+            return None
+        address: int = struct.unpack_from("<Q", image.buffer, self.base)[0]
+        return address
 
 
 def find_tables(image: Image, near: int | None = None) -> Tables:
@@ -94,33 +136,43 @@ def _tables_around(image: Image, digits: int) -> Tables:
     markers, marks = _markers_before(image, tokens)
     count, names = _names_before(image, markers, marks)
     offsets, base = _offsets_near(image, names, count, index + 512)
-    return Tables(count, names, markers, tokens, index, offsets, base)
+    found = Tables(count, names, markers, tokens, index, offsets, base, None)
+    return replace(found, seqs=_seqs_in(image, found))
 
 
 def _markers_before(image: Image, tokens: int) -> tuple[int, array[int]]:
     """(position, values) of the markers: u32 ascending from 0, right before the tokens; or before
-    seqs_of_names, 3 bytes a symbol, where that stands in between (6.2, and 6.1 stable)."""
-    start = max(image.start, tokens - 4 * MAX_SYMBOLS) & ~3
-    words = memoryview(bytes(image.buffer[start : tokens & ~3])).cast("I")
-    end = len(words)
-    while end and end > len(words) - 4 and not words[end - 1]:  # padding up to the tokens
-        end -= 1
-    first = end - 1
+    seqs_of_names, where that stands in between."""
+    start = max(image.start, tokens - 4 * MAX_MARKERS) & ~3
+    words = array("I", bytes(image.buffer[start : tokens & ~3]))
+    while len(words) > 1 and tokens - start - 4 * len(words) < 12 and not words[-1]:
+        words.pop()  # padding up to the tokens
+    first = len(words) - 1
     while first > 0 and words[first - 1] < words[first]:
         first -= 1
-    if end - first > 1 and words[first] == 0:
-        return start + 4 * first, array("I", words[first:end].tobytes())
-    for end in range(len(words), 0, -1):
-        between = 4 * (len(words) - end)
-        most = (between // 3 + 255) // 256
-        for size in (most, most - 1):  # padding may feign a few symbols more
-            first = end - size
-            if size > 1 and first > 0 and not words[first] and _ascending(words[first:end]):
-                return start + 4 * first, array("I", words[first:end].tobytes())
+    if len(words) - first > 1 and words[first] == 0:
+        return start + 4 * first, words[first:]
+    return _markers_before_seqs(image, tokens)
+
+
+def _markers_before_seqs(image: Image, end: int) -> tuple[int, array[int]]:
+    start = max(image.start, end - (4 + 256 * SEQ_BYTES) * MAX_MARKERS)
+    zero = end
+    for _ in range(MAX_ZEROS):
+        zero = image.buffer.rfind(bytes(4), start, zero + 3)
+        if zero < 0:
+            break
+        # One marker and 256 of the order's numbers, but for the last time, and paddings.
+        most = (end - zero + 255 * SEQ_BYTES) // (4 + 256 * SEQ_BYTES)
+        for size in (most, most - 1):
+            if size > 1 and not zero % 4:
+                marks = array("I", bytes(image.buffer[zero : zero + 4 * size]))
+                if _ascending(marks):
+                    return zero, marks
     raise GuestDataError("no markers before the token table")
 
 
-def _ascending(marks: memoryview[int]) -> bool:
+def _ascending(marks: array[int]) -> bool:
     """Markers grow by 256 names: at least 512 bytes, at most 256 times the longest."""
     return all(512 <= after - before <= 256 * 256 for before, after in itertools.pairwise(marks))
 
@@ -157,8 +209,8 @@ def _tail_fits(buffer: bytes | mmap, at: int, left: int, end: int) -> bool:
     return 0 <= end - at < 8
 
 
-def _offsets_near(image: Image, names: int, count: int, after: int) -> tuple[int, int]:
-    """(position of the offsets, position of their base or 0 when they are place-relative)."""
+def _offsets_near(image: Image, names: int, count: int, after: int) -> tuple[int, int | None]:
+    """(position of the offsets, position of their base or None when they are place-relative)."""
     buffer = image.buffer
     for at in (names - 16, names - 24):  # old order: offsets, base, num_syms (padded), names
         (base,) = struct.unpack_from("<Q", buffer, at)
@@ -169,100 +221,98 @@ def _offsets_near(image: Image, names: int, count: int, after: int) -> tuple[int
     if end + 8 > image.end:
         raise GuestDataError("the symbol offsets leave the kernel image")
     (base,) = struct.unpack_from("<Q", buffer, end)
-    return offsets, end if TEXT_START <= base < MASK64 else 0
+    return offsets, end if TEXT_START <= base < MASK64 else None
+
+
+def _seqs_in(image: Image, tables: Tables) -> int | None:
+    """Position of seqs_of_names if there is one: after the markers; in the new order, the end."""
+    size, end = SEQ_BYTES * tables.count, image.end
+    if tables.offsets < tables.names:
+        after, end = tables.markers + 4 * -(-tables.count // 256), tables.tokens
+    elif tables.base is not None:
+        after = tables.base + 8
+    else:
+        after = tables.offsets + 4 * tables.count
+    for at in (after, (after + 7) & ~7):  # aligned to 8, later to 4
+        sample = range(at, at + size, SEQ_BYTES * max(1, tables.count // SAMPLES))
+        numbers = (image.buffer[i : i + SEQ_BYTES] for i in sample)
+        if at + size <= end and all(int.from_bytes(n, "big") < tables.count for n in numbers):
+            return at
+    return None
 
 
 class Kallsyms:
     """Names and addresses of all of the kernel image's symbols (not of its modules').
 
-    Everything is decoded at first use: addresses in about 10 ms, names in about 100.
+    A look-up decodes some twenty names. Of the image's bytes it keeps copies of its own.
     """
 
     def __init__(self, image: Image, tables: Tables) -> None:
-        self._image = image
-        self._tables = tables
-        raw = bytes(image.buffer[tables.offsets : tables.offsets + 4 * tables.count])
-        self._raw = array("i", raw)
+        buffer = image.buffer
+        self._count = tables.count
+        names, offsets, *seqs = (bytes(buffer[start:end]) for start, end in tables.parts())
+        self._offsets = array("i", offsets)
+        if len(self._offsets) != tables.count:
+            raise GuestDataError("the symbol offsets leave the kernel image")
+        self._base = tables.base_address(image)
+        self._place = image.address(tables.offsets)
+        markers, tokens, index = (
+            at - tables.names for at in (tables.markers, tables.tokens, tables.index)
+        )
+        self._names = Names(
+            tables.count,
+            names[:markers],
+            names[markers : markers + 4 * -(-tables.count // 256)],
+            names[tokens:index],
+            b"".join(seqs),
+        )
 
     def __len__(self) -> int:
-        return self._tables.count
+        return self._count
 
-    @cached_property
-    def addresses(self) -> list[int]:
+    def address(self, i: int) -> int:
         """Address of symbol i, as linked into the running kernel; per-CPU ones are offsets
         where the kernel was built with absolute per-CPU symbols."""
-        if not self._tables.base:
-            place = self._image.address(self._tables.offsets)
-            return [(place + 4 * i + offset) & MASK64 for i, offset in enumerate(self._raw)]
-        (base,) = struct.unpack_from("<Q", self._image.buffer, self._tables.base)
-        # With absolute per-CPU symbols every text symbol is negative; without, the image is far
-        # smaller than 2 GiB, so that no offset is.
-        if min(self._raw) < 0:
-            return [raw if raw >= 0 else base - 1 - raw for raw in self._raw]
-        return [base + raw for raw in self._raw]
+        offset = self._offsets[i]
+        if self._base is None:
+            return (self._place + 4 * i + offset) & MASK64
+        # With absolute per-CPU symbols all of the image's are negative, and they are the last;
+        # without, the image is far smaller than 2 GiB, so that no offset is.
+        if self._offsets[-1] >= 0:
+            return self._base + offset
+        return offset if offset >= 0 else self._base - 1 - offset
 
-    @cached_property
+    @property
+    def addresses(self) -> list[int]:
+        """Address of each symbol; ascending, unless the guest lies."""
+        return list(map(self.address, range(self._count)))
+
+    @property
     def names(self) -> list[str]:
-        """Name of symbol i, with its type letter (as ``nm`` prints) in front."""
-        tables = self._tables
-        blob = bytes(self._image.buffer[tables.names : tables.markers])
-        found: list[str] = []
-        at, join, token = 0, "".join, self._tokens.__getitem__
-        try:
-            for _ in range(tables.count):
-                size = blob[at]
-                at += 1
-                if size & 0x80:
-                    size = (size & 0x7F) | blob[at] << 7
-                    at += 1
-                found.append(join(map(token, blob[at : at + size])))
-                at += size
-        except IndexError:
-            raise GuestDataError("the symbol names are damaged") from None
-        return found
-
-    @cached_property
-    def _tokens(self) -> list[str]:
-        tables = self._tables
-        raw = bytes(self._image.buffer[tables.tokens : tables.index])
-        return [part.decode("latin-1") for part in raw.split(b"\0")[:256]]
-
-    @cached_property
-    def _by_name(self) -> dict[str, int]:
-        """Index by name; of several with one name (static functions) the first counts."""
-        names = [name[1:] for name in self.names]
-        return dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
-
-    @cached_property
-    def _order(self) -> tuple[list[int], list[int]]:
-        """(addresses ascending, their symbol indices)."""
-        addresses = self.addresses
-        order = sorted(range(len(addresses)), key=addresses.__getitem__)
-        return [addresses[i] for i in order], order
+        """Name of each symbol, with its type letter (as ``nm`` prints) in front; decoded at first
+        use, in about 100 ms."""
+        return self._names.all
 
     def lookup(self, name: str) -> int | None:
-        i = self._by_name.get(name)
-        return None if i is None else self.addresses[i]
+        """Address of the first symbol called ``name``; None if there is none."""
+        found = self._names.find(name)
+        return self.address(found[0]) if found else None
 
-    def all_named(self, name: str) -> list[int]:
-        """Every address with this name: static functions may share one."""
-        return [
-            address
-            for full, address in zip(self.names, self.addresses, strict=True)
-            if full[1:] == name
-        ]
+    def all_named(self, name: str) -> list[tuple[str, int]]:
+        """(type letter, address) of all called ``name``: static functions may share one."""
+        return [(self._names[i][0], self.address(i)) for i in self._names.find(name)]
 
     def near(self, address: int) -> tuple[str, int] | None:
-        """(name, distance) of the last symbol at or before ``address``."""
-        ascending, order = self._order
-        i = bisect_right(ascending, address) - 1
-        if i < 0:
+        """(name, distance) of the last symbol at or before ``address``; the first of several."""
+        # The table is in the order of addresses: get_symbol_pos (kernel/kallsyms.c) relies on it.
+        after = bisect_right(range(self._count), address, key=self.address)
+        if not after:
             return None
-        first = bisect_right(ascending, ascending[i] - 1)
-        return self.names[order[first]][1:], address - ascending[i]
+        start = self.address(after - 1)
+        first = bisect_left(range(after), start, key=self.address)
+        return self._names[first][1:], address - start
 
     def after(self, address: int) -> int:
         """The lowest address of a symbol above ``address``; ``address`` itself if there is none."""
-        ascending, _ = self._order
-        i = bisect_right(ascending, address)
-        return ascending[i] if i < len(ascending) else address
+        i = bisect_right(range(self._count), address, key=self.address)
+        return self.address(i) if i < self._count else address

@@ -8,7 +8,7 @@ from dvisor.addresses import MASK64
 from dvisor.errors import DvisorError, GuestDataError, NotFoundError, StateError, UnsupportedError
 from dvisor.guest import cache, locate, records
 from dvisor.guest.btf import Btf
-from dvisor.guest.kallsyms import TEXT_START, Image, Kallsyms, Tables, find_tables
+from dvisor.guest.kallsyms import TEXT_START, Image, Kallsyms, find_tables
 from dvisor.guest.memory import Linear, Memory
 from dvisor.guest.records import Place, Record
 from dvisor.machine.engine import Engine
@@ -30,15 +30,14 @@ class Kernel:
         size = found.image.end - found.image.start
         image_map = Linear(found.image.virtual, found.physical, size)
         self.memory = Memory(engine, found.root, found.levels, (image_map,))
-        self._symbols: Kallsyms | None = None
-        self._types: Btf | None = None
+        self._decoded: tuple[Kallsyms, Btf] | None = None
         self._records: dict[tuple[str, ...], Record] = {}
         known = cache.find(self.image)
         if known:
-            self.digest, self._memo, self._tables = known
+            self.digest, self._memo, self._source = known
         else:
-            self._tables = find_tables(self.image)
-            self.digest, self._memo = self._new_memo(self._tables)
+            self._source = self._find_source()
+            self.digest, self._memo = self._new_memo()
         self._saved = self._memo_size() if known else 0
         self.from_cache = bool(known)
         # CR3 belongs to whichever process ran, and goes with it; the kernel's own table stays.
@@ -53,10 +52,20 @@ class Kernel:
 
     @property
     def symbols(self) -> Kallsyms:
-        """The whole symbol table of the image; decoded at first use."""
-        if self._symbols is None:
-            self._symbols = Kallsyms(self.image, self._tables)
-        return self._symbols
+        """The whole symbol table of the image; GuestDataError where the guest changed it."""
+        return self._decode()[0]
+
+    def _decode(self) -> tuple[Kallsyms, Btf]:
+        """From a copy that has the digest: of a guest that changes its tables after they were
+        digested, no answer may be remembered under the digest of an honest kernel."""
+        if self._decoded is None:
+            copy = self._source.copy()
+            if copy.digest() != self.digest:
+                raise GuestDataError(
+                    "the guest's kernel changed its symbol table or its BTF: attach again"
+                )
+            self._decoded = _decoded(copy)
+        return self._decoded
 
     def find_symbol(self, *names: str) -> int | None:
         """Address of the first of ``names`` that this kernel has; None if it has none."""
@@ -93,11 +102,8 @@ class Kernel:
 
     @property
     def types(self) -> Btf:
-        """vmlinux's BTF; decoded at first use."""
-        if self._types is None:
-            start, end = self._btf_bounds(self.symbol)
-            self._types = Btf(bytes(self.image.buffer[start:end]))
-        return self._types
+        """vmlinux's BTF; GuestDataError where the guest changed it."""
+        return self._decode()[1]
 
     def record(self, structure: str, *fields: str) -> Record:
         """A reader of several members of ``structure`` at once.
@@ -200,27 +206,28 @@ class Kernel:
 
     # -- discovery -----------------------------------------------------------------------------
 
-    def _new_memo(self, tables: Tables) -> tuple[str, cache.Memo]:
-        self._tables = tables
-        btf = self._btf_bounds(self._require)
-        memo = cache.Memo(cache.FORMAT, cache.hint(self.image, tables, btf))
-        return cache.digest(self.image, tables, btf), memo
-
-    def _require(self, name: str) -> int:
-        address = self.symbols.lookup(name)
-        if address is None:
-            raise UnsupportedError(
-                f"this kernel has no {name}: dvisor needs one built with CONFIG_DEBUG_INFO_BTF "
-                "and CONFIG_KALLSYMS_ALL, as those of all large distributions are"
-            )
-        return address
-
-    def _btf_bounds(self, symbol: Callable[[str], int]) -> tuple[int, int]:
-        image = self.image
-        start, end = (image.position(symbol(name)) for name in ("__start_BTF", "__stop_BTF"))
-        if not image.start <= start < end <= image.end:
+    def _find_source(self) -> cache.Source:
+        tables = find_tables(self.image)
+        symbols = Kallsyms(self.image, tables)
+        bounds = []
+        for name in ("__start_BTF", "__stop_BTF"):
+            address = symbols.lookup(name)
+            if address is None:
+                raise UnsupportedError(
+                    f"this kernel has no {name}: dvisor needs one built with "
+                    "CONFIG_DEBUG_INFO_BTF and CONFIG_KALLSYMS_ALL, as those of all large "
+                    "distributions are"
+                )
+            bounds.append(self.image.position(address))
+        start, end = bounds
+        if not self.image.start <= start < end <= self.image.end:
             raise GuestDataError("the kernel's BTF is not inside its image")
-        return start, end
+        return cache.Source(self.image, tables, (start, end))
+
+    def _new_memo(self) -> tuple[str, cache.Memo]:
+        copy = self._source.copy()
+        self._decoded = _decoded(copy)
+        return copy.digest(), cache.Memo(cache.FORMAT, copy.hint())
 
     def _memo_size(self) -> int:
         memo = self._memo
@@ -256,8 +263,13 @@ class Kernel:
         same = same and locate.LINKED_AT + offset == self.image.virtual
         agree(locate.Evidence("vmcoreinfo", same, f"KERNELOFFSET {offset:#x}, _stext {text:#x}"))
         inside = self.find_symbol("_text") == self.image.virtual
-        agree(locate.Evidence("kallsyms", inside, f"{self._tables.count} symbols"))
+        agree(locate.Evidence("kallsyms", inside, f"{self._source.tables.count} symbols"))
         return note
+
+
+def _decoded(copy: cache.Source) -> tuple[Kallsyms, Btf]:
+    start, end = copy.btf
+    return Kallsyms(copy.image, copy.tables), Btf(bytes(copy.image.buffer[start:end]))
 
 
 def find(engine: Engine) -> Kernel:
@@ -274,7 +286,7 @@ def find(engine: Engine) -> Kernel:
         assert problem is not None
         raise problem
     # Several only without registers: what was reset away stays in RAM, but its clock stands still.
-    return max(kernels, key=_wall_clock)
+    return kernels[0] if len(kernels) == 1 else max(kernels, key=_wall_clock)
 
 
 def _wall_clock(kernel: Kernel) -> int:

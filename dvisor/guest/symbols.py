@@ -95,11 +95,15 @@ def _is_pattern(wanted: str) -> bool:
 
 
 def _in_image(kernel: Kernel, wanted: str) -> Iterator[Symbol]:
-    symbols, pattern = kernel.symbols, _is_pattern(wanted)
-    for full, address in zip(symbols.names, symbols.addresses, strict=True):
-        if _matches(full[1:], wanted, pattern):
-            size = symbols.after(address) - address if address >= TEXT_START else 0
-            yield Symbol(full[1:], address, 0, size, full[0], "")
+    symbols = kernel.symbols
+    if _is_pattern(wanted):
+        every = zip(symbols.names, symbols.addresses, strict=True)
+        found = [(full, at) for full, at in every if fnmatchcase(full[1:], wanted)]
+    else:
+        found = [(letter + wanted, at) for letter, at in symbols.all_named(wanted)]
+    for full, address in found:
+        size = symbols.after(address) - address if address >= TEXT_START else 0
+        yield Symbol(full[1:], address, 0, size, full[0], "")
 
 
 def _in_modules(kernel: Kernel, wanted: str, listing: Listing[Symbol]) -> Iterator[Symbol]:
