@@ -12,11 +12,11 @@ from itertools import product
 from dvisor import images
 from dvisor.errors import DvisorError
 
-KERNELS = list(images.recipes().kernels)
+ALL = list(product(("tiny", "debian"), images.recipes().kernels))
 SETS = {
     "demo": [("debian", images.DEFAULT_KERNEL)],
-    "test": list(product(("tiny", "debian"), (kernel for kernel in KERNELS if kernel != "rt"))),
-    "full": list(product(("tiny", "debian"), KERNELS)),
+    "test": [image for image in ALL if image != ("tiny", "rt")],
+    "full": ALL,
 }
 
 
