@@ -26,19 +26,8 @@ def files_struct(kernel: Kernel, task_address: int) -> int:
     return address
 
 
-def open_files(kernel: Kernel, task_address: int, problem: Problem) -> Iterator[tuple[int, int]]:
-    """(descriptor, address of its ``struct file``) of a task, ascending."""
-    try:
-        files = files_struct(kernel, task_address)
-    except GuestDataError as error:
-        problem(f"a task's descriptors cannot be read: {error}")
-        return
-    if files:
-        yield from table_files(kernel, files, problem)
-
-
 def table_files(kernel: Kernel, files: int, problem: Problem) -> Iterator[tuple[int, int]]:
-    """The same for the table of a ``files_struct``.
+    """(descriptor, address of its ``struct file``) of a ``files_struct``, ascending.
 
     The kernel sets the bit in open_fds before the pointer and clears it after, so a pointer read
     second is never missed; a bit without one is a descriptor that is only reserved.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from dvisor.errors import GuestDataError
-from dvisor.guest.fdtable import open_files
+from dvisor.guest.fdtable import files_struct, table_files
 from dvisor.guest.kernel import Kernel
 from dvisor.guest.listing import Listing
 from dvisor.guest.paths import Location, Paths
@@ -92,11 +92,12 @@ class _File(NamedTuple):
 def read_files(kernel: Kernel, pid: int | None = None) -> Listing[OpenFile]:
     """Open files of all processes, or of the process or thread ``pid`` (NotFoundError).
 
-    Threads that made a table of their own (unshare(CLONE_FILES)) are seen by their thread id only.
+    Those of a thread that made a table of its own (unshare(CLONE_FILES)) bear its thread id; the
+    /proc/PID/fd of its process does not show them.
     """
     listing: Listing[OpenFile] = Listing()
     if pid is None:
-        tasks = read_tasks(kernel)
+        tasks = read_tasks(kernel, threads=True)
         listing.problems.extend(tasks.problems)
     else:
         tasks = Listing([find_task(kernel, pid)])
@@ -116,8 +117,8 @@ class _Reader:
 
     def files(self, tasks: Listing[Task], problem: Problem) -> Iterator[OpenFile]:
         left = MAX_FILES
-        for task in tasks:
-            for fd, address in open_files(self.kernel, task.address, problem):
+        for task, table in self.tables(tasks, problem):
+            for fd, address in table_files(self.kernel, table, problem):
                 left -= 1
                 if left < 0:
                     problem(f"more than {MAX_FILES} open files: the rest was left out")
@@ -126,6 +127,19 @@ class _Reader:
                     yield OpenFile(task.pid, task.comm, fd, *self.read(address, problem))
                 except GuestDataError as error:
                     problem(f"an open file of process {task.pid} cannot be read: {error}")
+
+    def tables(self, tasks: Listing[Task], problem: Problem) -> Iterator[tuple[Task, int]]:
+        """Each process's descriptor tables, with the first of its threads that has it."""
+        seen: set[tuple[int, int]] = set()
+        for task in tasks:
+            try:
+                table = files_struct(self.kernel, task.address)
+            except GuestDataError as error:
+                problem(f"the descriptors of task {task.pid} cannot be read: {error}")
+                continue
+            if table and (task.tgid, table) not in seen:
+                seen.add((task.tgid, table))
+                yield task, table
 
     def read(self, address: int, problem: Problem) -> _File:
         """The struct file at ``address``."""

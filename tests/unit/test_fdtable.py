@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from dvisor.guest.fdtable import MAX_FDS, open_files
+from dvisor.guest.fdtable import MAX_FDS, files_struct, table_files
 from tests.unit.fake_kernel import FakeKernel
 
 LAYOUTS = {
@@ -30,9 +30,9 @@ def table(
     return kernel
 
 
-def read(kernel: FakeKernel, task: int = TASK) -> tuple[list[tuple[int, int]], list[str]]:
+def read(kernel: FakeKernel, files: int = FILES) -> tuple[list[tuple[int, int]], list[str]]:
     problems: list[str] = []
-    return list(open_files(kernel, task, problems.append)), problems
+    return list(table_files(kernel, files, problems.append)), problems
 
 
 def test_open_descriptors_come_ascending_and_reserved_ones_not_at_all() -> None:
@@ -43,7 +43,7 @@ def test_open_descriptors_come_ascending_and_reserved_ones_not_at_all() -> None:
 def test_task_that_has_exited_has_no_files() -> None:
     kernel = table({0: 0x10})
     kernel.put("task_struct", TASK, files=0)
-    assert read(kernel) == ([], [])
+    assert files_struct(kernel, TASK) == 0
 
 
 def test_wild_pointers_are_told() -> None:
@@ -52,7 +52,7 @@ def test_wild_pointers_are_told() -> None:
     found, problems = read(kernel)
     assert found == []
     assert "no page is mapped at 0xdeadbeef0000" in problems[0]
-    found, problems = read(kernel, task=0x1234_0000)
+    found, problems = read(kernel, files=0x1234_0000)
     assert found == []
     assert len(problems) == 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from dvisor.guest.files import OpenFile
 from tests.vm.guests import RunningGuest
-from tests.vm.proc import ask, assert_between
+from tests.vm.proc import ask, assert_between, started
 
 pytestmark = pytest.mark.vm
 
@@ -108,3 +108,20 @@ def test_a_file_in_a_container_has_a_path_there(matrix_guest: RunningGuest) -> N
     paths = {file.path for file in matrix_guest.guest.files()}
     assert "/mnt/only inside" in paths
     assert "only inside" not in matrix_guest.shell("ls /mnt")
+
+
+def test_a_thread_cannot_hide_files_in_a_table_of_its_own(matrix_guest: RunningGuest) -> None:
+    code = (
+        "import ctypes, threading, time\n"
+        "def run():\n"
+        "    assert ctypes.CDLL(None).unshare(0x400) == 0\n"
+        '    file = open("/tmp/hidden", "w")\n'
+        '    print("made", flush=True)\n'
+        "    time.sleep(600)\n"
+        "threading.Thread(target=run).start()\n"
+    )
+    with started(matrix_guest, code) as pid:
+        assert "/tmp/hidden" not in matrix_guest.shell(f"ls -l /proc/{pid}/fd")
+        found = [f for f in matrix_guest.guest.files() if f.path == "/tmp/hidden"]
+        assert len(found) == 1
+        assert matrix_guest.guest.task(found[0].pid).tgid == pid != found[0].pid
