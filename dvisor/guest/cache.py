@@ -48,14 +48,17 @@ class Source(NamedTuple):
         """One that the guest cannot change any more."""
         parts = [*self.tables.parts(), self.btf]
         start = min(start for start, end in parts)
-        image = self.image.part(start, max(end for _, end in parts) + 8)
+        end = max(end for _, end in parts) + 16  # the base address may be the last of all
+        image = self.image.part(start, end)
         return Source(image, self.tables.moved(-start), (self.btf[0] - start, self.btf[1] - start))
 
     def digest(self) -> str:
         """In hexadecimal. GuestDataError where it is not inside the image."""
         parts = [*self.tables.parts(), self.btf]
         low, high = max(self.image.start, 0), self.image.end
-        if not all(low <= start <= end <= high for start, end in parts):
+        base_at = self.tables.base
+        around = parts if base_at is None else [*parts, (base_at, base_at + 8)]
+        if not all(low <= start <= end <= high for start, end in around):
             raise GuestDataError("the symbol table or the BTF leaves the kernel image")
         hint, base = self.hint(), self.tables.base_address(self.image)
         # Positions and the base count since addresses are relative to them.

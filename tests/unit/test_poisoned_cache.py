@@ -71,6 +71,10 @@ def test_tables_outside_of_the_image_are_refused() -> None:
     honest = source()
     with pytest.raises(GuestDataError, match="leaves"):
         Source(honest.image, honest.tables, (0x800, 0x1001)).digest()
+    for base in (-1, 0xFFC, 1 << 40):
+        with pytest.raises(GuestDataError, match="leaves"):
+            tables = dataclasses.replace(honest.tables, base=base)
+            Source(honest.image, tables, honest.btf).digest()
     with pytest.raises(GuestDataError, match="leaves"):
         Source(honest.image, honest.tables.moved(-0x101), honest.btf).digest()
 
