@@ -62,7 +62,8 @@ class Source(NamedTuple):
             raise GuestDataError("the symbol table or the BTF leaves the kernel image")
         hint, base = self.hint(), self.tables.base_address(self.image)
         # Positions and the base count since addresses are relative to them.
-        placed = (hint.tables, hint.btf, base and base - self.image.virtual)
+        shift = None if base is None else base - self.image.virtual
+        placed = (hint.tables, hint.btf, shift)
         whole = hashlib.sha256(msgspec.json.encode(placed))
         with memoryview(self.image.buffer) as view:
             for start, end in parts:
