@@ -17,8 +17,8 @@ from dvisor.guest.tasks import Task, find_task, read_tasks
 if TYPE_CHECKING:
     from dvisor.guest.lists import Problem
 
-MAX_FILES = 1 << 20
-"""Open files in one answer: a table with absurd entries must not keep us busy for hours."""
+MAX_FILES = 1 << 18
+"""Open files in one answer: tables that a hostile guest makes up must not keep us busy."""
 
 _FMODE_READ, _FMODE_WRITE, _FMODE_PATH = 1, 2, 1 << 14  # include/linux/fs.h
 _KINDS = {  # S_IFMT, include/uapi/linux/stat.h
@@ -121,7 +121,7 @@ class _Reader:
             for fd, address in table_files(self.kernel, table, problem):
                 left -= 1
                 if left < 0:
-                    problem(f"more than {MAX_FILES} open files: the rest was left out")
+                    problem(f"only the first {MAX_FILES} open files: ask for one process at a time")
                     return
                 try:
                     yield OpenFile(task.pid, task.comm, fd, *self.read(address, problem))
