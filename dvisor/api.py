@@ -152,7 +152,7 @@ def _attach_name(name: str) -> Vm:
 
     try:
         return Vm(name, open_engine(name))
-    except NotFoundError as error:
+    except (NotFoundError, UsageError) as error:  # UsageError: no VM can have that name
         tried = [("a VM of dvisor's", str(error))]
         if Path(name).exists():
             return _attach_path(Path(name))
