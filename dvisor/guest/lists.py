@@ -8,18 +8,37 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import TypeVar
 
-from dvisor.errors import GuestMemoryError
+from dvisor.errors import GuestDataError, GuestMemoryError
 from dvisor.guest.memory import Memory
 
+T = TypeVar("T")
 Problem = Callable[[str], None]
 LIMIT = 1 << 20
 """Entries of one list: more than any guest that still works has (PID_MAX_LIMIT is 4 M)."""
 
-_PAIR = struct.Struct("<QQ")
+TURNS = 200
+"""So often a walk turns back before it takes the list as it finds it."""
+GRACE_S = 0.002
+"""The kernel frees what left a list after an RCU grace period, of several ms. A longer walk may
+have met entries that were freed and are on the list again, elsewhere: its path is looked over."""
+_PATIENCE = 3
+"""So often the same flaw is looked at: an entry that is being unlinked just then has it too."""
+
+_LINKS = struct.Struct("<QQ")
 _XA_NODE = 2  # xa_is_internal(): low bits 10 (include/linux/xarray.h)
 _XA_SLOTS = 64
 _POINTER_LOW_BITS = 3
+
+
+def links(memory: Memory, at: int) -> tuple[int, int]:
+    """(next, prev) of the ``struct list_head`` at this address."""
+    following, back = memory.unpack(_LINKS, at)
+    assert isinstance(following, int)
+    assert isinstance(back, int)
+    return following, back
 
 
 def list_entries(
@@ -39,15 +58,81 @@ def list_entries(
             return
         seen.add(at)
         try:
-            following, back = memory.unpack(_PAIR, at)
+            following, back = links(memory, at)
         except GuestMemoryError as error:
             problem(f"the list of {what} is broken: {error}")
             return
-        assert isinstance(following, int)
         if back != previous:
             problem(f"the list of {what} changed while it was read")
         yield at - offset
         previous, at = at, following
+
+
+def read_list(
+    memory: Memory,
+    head: int,
+    read: Callable[[int], tuple[int, int, T]],
+    problem: Problem,
+    what: str,
+    limit: int = LIMIT,
+) -> list[T]:
+    """The entries of a list that may change all the time, each read while it was on the list.
+
+    ``read(link)`` gives (next, prev, entry) in one go. Where an entry's back pointer does not name
+    the entry before it, one of them has left the list: the walk turns back to where its path
+    leaves the list as it is now, forgets what came after, and goes on from there. So what stays on
+    the list is found, and what is found was on it. A flaw that stays is damage: told, and passed.
+    """
+    path, entries, seen = [head], list[T](), {head}
+    firm = 1  # so much of the path is not gone back on: damage follows
+    turns, same, last = TURNS, 0, (0, 0)
+    at, began = memory.u64(head), monotonic()
+    while len(path) <= limit:
+        found, flaw = None, None
+        try:
+            if at not in seen:
+                found = read(at)
+                if found[1] != path[-1]:
+                    flaw = "changed while it was read"
+            elif at != head:
+                flaw = "runs in a circle"
+            elif memory.u64(head + 8) != path[-1]:
+                flaw = "has a wrong end"
+            elif monotonic() - began > GRACE_S and _on_list(memory, path, firm) < len(path):
+                flaw, began = "changed while it was read", monotonic()
+        except GuestDataError as error:
+            flaw = f"is broken: {error}"
+        if flaw:
+            same = same + 1 if last == (path[-1], at) else 1
+            last = path[-1], at
+            turns -= 1
+            if same < _PATIENCE and turns > 0:
+                kept = _on_list(memory, path, firm)
+                seen.difference_update(path[kept:])
+                del path[kept:], entries[kept - 1 :]
+                at = memory.u64(path[-1])
+                continue
+            problem(f"the {what} {flaw}")
+            firm = len(path) + 1
+        if found is None:
+            return entries
+        path.append(at)
+        seen.add(at)
+        entries.append(found[2])
+        at = found[0]
+    problem(f"the {what} has no end")
+    return entries
+
+
+def _on_list(memory: Memory, path: list[int], firm: int) -> int:
+    """How many of a path's first entries are still linked to each other, in both directions."""
+    for i in range(firm, len(path)):
+        try:
+            if memory.u64(path[i - 1]) != path[i] or memory.u64(path[i] + 8) != path[i - 1]:
+                return i
+        except GuestMemoryError:
+            return i
+    return max(firm, len(path))
 
 
 def hlist_entries(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from dvisor.errors import GuestDataError, NotFoundError
 from dvisor.guest.kernel import Kernel
 from dvisor.guest.listing import Listing
-from dvisor.guest.lists import list_entries
+from dvisor.guest.lists import links, read_list
 from dvisor.guest.records import Record
 
-if TYPE_CHECKING:
-    from dvisor.guest.lists import Problem
-
 MAX_TASKS = 1 << 20
-TRIES = 8
-"""A list that changed under our eyes is read again this often before it is called partial."""
+TRIES = 4
+"""A list with a flaw is read so often before it is called partial."""
 
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
+_SIGNAL = 12
 COMM_LENGTH = 15  # TASK_COMM_LEN less the final NUL
 
 # include/linux/sched.h (TASK_*) and fs/proc/array.c (letters of /proc/PID/stat).
@@ -53,10 +51,12 @@ class Task(msgspec.Struct, frozen=True):
 
 def read_tasks(kernel: Kernel, threads: bool = False) -> Listing[Task]:
     """All processes, or with ``threads`` all threads, by the kernel's task list."""
-    listing: Listing[Task] = Listing()
-    for _ in range(TRIES):
-        listing = _Reader(kernel).read(threads)
+    listing = _Reader(kernel).read(threads)
+    for _ in range(TRIES - 1):
         if listing.complete:
+            break
+        before, listing = listing, _Reader(kernel).read(threads)
+        if listing.problems == before.problems:  # damage, which stays
             break
     return listing
 
@@ -90,54 +90,72 @@ class _Reader:
         self.uids: dict[int, int] = {}
         self.tgids: dict[int, int] = {0: 0}
         self.letters: dict[tuple[int, int], str] = {}
+        ram = sum(block.size for block in kernel.engine.ram())
+        self.room = min(MAX_TASKS, ram // kernel.size_of("task_struct"))
+        """How many tasks there can be: a list that is longer is no list of tasks."""
 
     def read(self, threads: bool) -> Listing[Task]:
-        """The same walk as ``lists.list_entries``, which explains the checks."""
         listing: Listing[Task] = Listing()
-        link = self.kernel.offset("task_struct", "tasks")
-        head = self.kernel.symbol("init_task") + link
-        previous, at = head, self.kernel.memory.u64(head)
-        seen = {head}
-        while at != head:
-            if at in seen or len(seen) > MAX_TASKS:
-                listing.problem("the task list runs in a circle or has no end")
-                break
-            seen.add(at)
-            try:
-                values = self.task.read(at - link)
-            except GuestDataError as error:
-                listing.problem(f"the task list is broken: {error}")
-                break
-            if values[1] != previous:
-                listing.problem("the task list changed while it was read")
-            try:
-                task = self._task(at - link, values)
-            except GuestDataError as error:
-                listing.problem(str(error))
-            else:
-                listing.append(task)
-                if threads:
-                    listing.extend(self._others(task, values[12], listing.problem))
-            previous, at = at, values[0]
+        kernel = self.kernel
+        link = kernel.offset("task_struct", "tasks")
+
+        def process(at: int) -> tuple[int, int, Sequence[Task]]:
+            values = self.task.read(at - link)
+            return values[0], values[1], self._process(at - link, values, threads)
+
+        head = kernel.symbol("init_task") + link
+        self._gather(listing, head, process, "task list")
+        if len({task.pid for task in listing}) < len(listing):
+            listing.problem("several tasks have the same id")
         return listing
 
-    def _others(self, leader: Task, signal: int, problem: Problem) -> Iterator[Task]:
-        """The process's other threads (signal_struct.thread_head; before 6.7 also
-        task_struct.thread_group, 8e1f385104ac)."""
-        kernel = self.kernel
-        head = kernel.offset("signal_struct", "thread_head")
-        link = kernel.offset("task_struct", "thread_node")
-        if not signal:  # given back already: a zombie that is being reaped
-            return
-        what = f"threads of {leader.tgid}"
+    def _gather(
+        self,
+        listing: Listing[Task],
+        head: int,
+        read: Callable[[int], tuple[int, int, Sequence[Task]]],
+        what: str,
+    ) -> None:
+        """Add a list's tasks. The problems of one that left the list meanwhile went with it."""
+        for found in read_list(self.kernel.memory, head, read, listing.problem, what, self.room):
+            self.room -= 1
+            listing += found
+            if isinstance(found, Listing):
+                for text in found.problems:
+                    listing.problem(text)
+
+    def _process(self, address: int, values: tuple[Any, ...], threads: bool) -> Sequence[Task]:
+        """The task at ``address`` and, if asked for, the other threads of its process."""
         try:
-            for address in list_entries(
-                kernel.memory, signal + head, link, problem, what, MAX_TASKS
-            ):
-                if address != leader.address:
-                    yield self.one(address)
+            task = self._task(address, values)
         except GuestDataError as error:
-            problem(f"the {what} cannot be read: {error}")
+            return Listing((), [str(error)])
+        if threads and values[_SIGNAL]:  # none: a zombie that is being reaped
+            return self._with_others(task, values[_SIGNAL])
+        return (task,)
+
+    def _with_others(self, leader: Task, signal: int) -> Listing[Task]:
+        """Threads by signal_struct.thread_head (before 6.7 there was also
+        task_struct.thread_group, 8e1f385104ac)."""
+        kernel, found = self.kernel, Listing([leader])
+        head = signal + kernel.offset("signal_struct", "thread_head")
+        link = kernel.offset("task_struct", "thread_node")
+
+        def thread(at: int) -> tuple[int, int, Sequence[Task]]:
+            following, back = links(kernel.memory, at)
+            address = at - link
+            if address == leader.address:
+                return following, back, ()
+            return following, back, self._process(address, self.task.read(address), False)
+
+        own = leader.address + link
+        try:
+            if links(kernel.memory, head) == (own, own):  # most have one thread
+                return found
+            self._gather(found, head, thread, f"list of threads of {leader.tgid}")
+        except GuestDataError as error:
+            found.problem(f"the threads of {leader.tgid} cannot be read: {error}")
+        return found
 
     def one(self, address: int) -> Task:
         """The task at ``address``; GuestDataError if that cannot be one."""
