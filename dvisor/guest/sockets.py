@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -36,6 +37,9 @@ from dvisor.guest.tasks import read_tasks
 TRIES = 3
 """What changed under our eyes is read again this often before it is called partial."""
 
+MAX_FILES = 1 << 20
+"""Open files looked at, in all tables together: what tables claim to hold is up to the guest."""
+
 _FAMILY = struct.Struct("<H")
 
 
@@ -50,7 +54,9 @@ def read_sockets(kernel: Kernel) -> Listing[Socket]:
     for _ in range(TRIES - 1):
         if listing.complete:
             break
-        listing = _read_once(kernel)
+        before, listing = listing, _read_once(kernel)
+        if listing.problems == before.problems:  # damage, which stays
+            break
     return listing
 
 
@@ -122,6 +128,7 @@ def socket_owners(kernel: Kernel, problem: Problem) -> dict[Open, list[Owner]]:
     tables: dict[int, list[tuple[int, Open]]] = {}
     done: set[tuple[int, int]] = set()
     found: dict[Open, list[Owner]] = {}
+    left = MAX_FILES
     for task in tasks:
         if task.kernel_thread:
             continue
@@ -134,20 +141,27 @@ def socket_owners(kernel: Kernel, problem: Problem) -> dict[Open, list[Owner]]:
             continue
         done.add((task.tgid, files))
         if files not in tables:
-            tables[files] = list(_open_sockets(kernel, files, problem))
-        for fd, opened in tables[files]:
-            found.setdefault(opened, []).append(Owner(task.tgid, fd, task.comm))
+            opened = list(islice(table_files(kernel, files, problem), left))
+            left -= len(opened)
+            if not left:
+                problem(f"more than {MAX_FILES} open files: the owners of some sockets lack")
+                break
+            tables[files] = list(_sockets_among(kernel, opened, problem))
+        for fd, socket in tables[files]:
+            found.setdefault(socket, []).append(Owner(task.tgid, fd, task.comm))
     return found
 
 
-def _open_sockets(kernel: Kernel, files: int, problem: Problem) -> Iterator[tuple[int, Open]]:
-    """(descriptor, socket) of the sockets in a descriptor table."""
+def _sockets_among(
+    kernel: Kernel, opened: list[tuple[int, int]], problem: Problem
+) -> Iterator[tuple[int, Open]]:
+    """(descriptor, socket) of the sockets among open files."""
     operations = kernel.symbol("socket_file_ops")
     file_record = kernel.record("file", "f_op", "private_data")
     # private_data is the struct socket in a socket_alloc (sock_alloc_file(), net/socket.c).
     start = kernel.offset("socket_alloc", "socket")
     record = kernel.record("socket_alloc", "socket.sk", "vfs_inode.i_ino")
-    for fd, file in table_files(kernel, files, problem):
+    for fd, file in opened:
         try:
             f_op, socket = file_record.read(file)
             if f_op == operations:
