@@ -98,10 +98,12 @@ class Console:
             f"printf '\\nbegin%s\\n' -{token}; eval {shlex.quote(command)}; "
             f"printf '\\nend%s %d\\n' -{token} $?"
         )
-        self.read_until(re.compile(rf"\nbegin-{token}\r?\n"), timeout_s)
-        text = self.read_until(re.compile(rf"\r?\nend-{token} \d+\r?\n"), timeout_s)
-        body, _, status = text.rstrip("\r\n").rpartition(f"\nend-{token} ")
-        return CommandResult(body.removesuffix("\r").replace("\r\n", "\n"), int(status))
+        # Their newlines are not waited for: a serial line under load was seen to lose some.
+        self.read_until(re.compile(rf"begin-{token}\r?\n"), timeout_s)
+        text = self.read_until(re.compile(rf"end-{token} \d+\r?\n"), timeout_s)
+        body, _, status = text.rstrip("\r\n").rpartition(f"end-{token} ")
+        body = body.replace("\r\n", "\n").removesuffix("\n")
+        return CommandResult(body, int(status))
 
     def _more(self, timeout_s: float) -> bool:
         """Take in what comes within ``timeout_s``; False when nothing came."""

@@ -57,7 +57,8 @@ def test_types_of_modules_go_on_from_the_kernel_s(matrix_guest: RunningGuest) ->
     assert set(types) == listed
     virtio = types["virtio_blk"]
     assert virtio.size(virtio.structure("virtio_blk")) > 0  # its own
-    assert virtio.structure("task_struct") == kernel.types.structure("task_struct")
+    # A type of the kernel's, by the module's (7.2 gives the module a task_struct of its own).
+    assert virtio.size(virtio.structure("task_struct")) == kernel.size_of("task_struct")
     inside = matrix_guest.shell("md5sum < /sys/kernel/btf/virtio_blk").split()[0]
     raw = module_btf(kernel, problems.append)["virtio_blk"]
     assert hashlib.md5(raw, usedforsecurity=False).hexdigest() == inside
