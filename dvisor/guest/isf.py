@@ -284,8 +284,10 @@ def _add_timekeeper(user_types: Json, symbols: Json) -> None:
         core = symbols.setdefault("tk_core", {**symbols["timekeeper_data"]})
         core["type"] = {"kind": "struct", "name": "tk_data"}
     elif "tk_core" in symbols and "tk_data" not in user_types and "timekeeper" in user_types:
-        # {seqcount_raw_spinlock_t seq; struct timekeeper timekeeper;}: the latter is 8-aligned
-        field = {"type": {"kind": "struct", "name": "timekeeper"}, "offset": 8}
-        size = 8 + user_types["timekeeper"]["size"]
+        # {seqcount_raw_spinlock_t seq; struct timekeeper timekeeper;}: the first holds a pointer to
+        # its lock too with PREEMPT_RT (include/linux/seqlock.h); the second is 8-aligned.
+        offset = -(-user_types.get("seqcount_raw_spinlock", {"size": 4})["size"] // 8) * 8
+        field = {"type": {"kind": "struct", "name": "timekeeper"}, "offset": offset}
+        size = offset + user_types["timekeeper"]["size"]
         user_types["tk_data"] = {"kind": "struct", "size": size, "fields": {"timekeeper": field}}
         symbols["tk_core"]["type"] = {"kind": "struct", "name": "tk_data"}
