@@ -225,7 +225,7 @@ def read_isolation(kernel: Kernel) -> bool | None:
 
 
 def _hostname(kernel: Kernel) -> str:
-    (name,) = kernel.record("uts_namespace", "name.nodename").read(kernel.symbol("init_uts_ns"))
+    (name,) = kernel.record("uts_namespace", "name.nodename[]").read(kernel.symbol("init_uts_ns"))
     return _text(name)
 
 

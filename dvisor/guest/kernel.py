@@ -110,6 +110,8 @@ class Kernel:
 
         A field is a dotted path; ``a|b`` takes the first that this kernel has (members were
         renamed), a trailing ``?`` gives None where there is none. NotFoundError names the rest.
+        Numbers and pointers are ints; an array of bytes is asked for as ``a[]``. UnsupportedError
+        where the guest's types tell otherwise.
         """
         key = (structure, *fields)
         record = self._records.get(key)
@@ -119,12 +121,15 @@ class Kernel:
         return record
 
     def _field(self, structure: str, field: str) -> Place | None:
-        optional = field.endswith("?")
-        found = self.place(structure, field.removesuffix("?"))
+        optional, path = field.endswith("?"), field.removesuffix("?")
+        wanted = path.endswith("[]")
+        found = self.place(structure, path.removesuffix("[]"))
         if found is None and not optional:
             raise records.missing(structure, field)
-        if found is not None and not found.code:
-            raise UnsupportedError(f"{structure}.{field} is not a number, pointer or string")
+        # Checked here, since the guest describes its types itself: views rely on what they asked.
+        if found is not None and (not found.code or found.is_bytes != wanted):
+            kind = "an array of bytes" if wanted else "a number or pointer"
+            raise UnsupportedError(f"{structure}.{path} is not {kind} in this kernel")
         return found
 
     def place(self, structure: str, path: str) -> Place | None:

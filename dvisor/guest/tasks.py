@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -28,7 +28,7 @@ _EXIT_ZOMBIE, _EXIT_DEAD = 0x20, 0x10
 _TASK_NOLOAD, _TASK_IDLE = 0x400, 0x402
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, gc=False):
     """One thread as it was at one moment. ``address`` (of its task_struct) identifies it."""
 
     pid: int
@@ -47,6 +47,10 @@ class Task(msgspec.Struct, frozen=True):
     mm: int
     """Address of its mm_struct; 0 for a kernel thread or a zombie."""
     address: int
+
+
+Entry = Task | Listing[Task]
+"""What one entry of a list gives: a task; or its process's threads; or none, and why."""
 
 
 def read_tasks(kernel: Kernel, threads: bool = False) -> Listing[Task]:
@@ -73,7 +77,7 @@ class _Reader:
             "tasks.prev",
             "pid",
             "tgid",
-            "comm",
+            "comm[]",
             "__state|state",
             "exit_state",
             "flags",
@@ -91,7 +95,7 @@ class _Reader:
         self.tgids: dict[int, int] = {0: 0}
         self.letters: dict[tuple[int, int], str] = {}
         ram = sum(block.size for block in kernel.engine.ram())
-        self.room = min(MAX_TASKS, ram // kernel.size_of("task_struct"))
+        self.room = min(MAX_TASKS, ram // max(kernel.size_of("task_struct"), 1))
         """How many tasks there can be: a list that is longer is no list of tasks."""
 
     def read(self, threads: bool) -> Listing[Task]:
@@ -99,9 +103,12 @@ class _Reader:
         kernel = self.kernel
         link = kernel.offset("task_struct", "tasks")
 
-        def process(at: int) -> tuple[int, int, Sequence[Task]]:
-            values = self.task.read(at - link)
-            return values[0], values[1], self._process(at - link, values, threads)
+        read, task_of = self.task.read, self._process if threads else self._lone
+
+        def process(at: int) -> tuple[int, int, Entry]:
+            address = at - link
+            values = read(address)
+            return values[0], values[1], task_of(address, values)
 
         head = kernel.symbol("init_task") + link
         self._gather(listing, head, process, "task list")
@@ -113,26 +120,32 @@ class _Reader:
         self,
         listing: Listing[Task],
         head: int,
-        read: Callable[[int], tuple[int, int, Sequence[Task]]],
+        read: Callable[[int], tuple[int, int, Entry]],
         what: str,
     ) -> None:
         """Add a list's tasks. The problems of one that left the list meanwhile went with it."""
         for found in read_list(self.kernel.memory, head, read, listing.problem, what, self.room):
             self.room -= 1
+            if isinstance(found, Task):
+                listing.append(found)
+                continue
             listing += found
-            if isinstance(found, Listing):
-                for text in found.problems:
-                    listing.problem(text)
+            for text in found.problems:
+                listing.problem(text)
 
-    def _process(self, address: int, values: tuple[Any, ...], threads: bool) -> Sequence[Task]:
-        """The task at ``address`` and, if asked for, the other threads of its process."""
+    def _lone(self, address: int, values: tuple[Any, ...]) -> Entry:
+        """The task at ``address``."""
         try:
-            task = self._task(address, values)
+            return self._task(address, values)
         except GuestDataError as error:
             return Listing((), [str(error)])
-        if threads and values[_SIGNAL]:  # none: a zombie that is being reaped
+
+    def _process(self, address: int, values: tuple[Any, ...]) -> Entry:
+        """The task at ``address`` and the other threads of its process."""
+        task = self._lone(address, values)
+        if isinstance(task, Task) and values[_SIGNAL]:  # none: a zombie that is being reaped
             return self._with_others(task, values[_SIGNAL])
-        return (task,)
+        return task
 
     def _with_others(self, leader: Task, signal: int) -> Listing[Task]:
         """Threads by signal_struct.thread_head (before 6.7 there was also
@@ -141,12 +154,12 @@ class _Reader:
         head = signal + kernel.offset("signal_struct", "thread_head")
         link = kernel.offset("task_struct", "thread_node")
 
-        def thread(at: int) -> tuple[int, int, Sequence[Task]]:
+        def thread(at: int) -> tuple[int, int, Entry]:
             following, back = links(kernel.memory, at)
             address = at - link
             if address == leader.address:
-                return following, back, ()
-            return following, back, self._process(address, self.task.read(address), False)
+                return following, back, Listing()
+            return following, back, self._lone(address, self.task.read(address))
 
         own = leader.address + link
         try:
