@@ -32,6 +32,8 @@ class Kernel:
         self.memory = Memory(engine, found.root, found.levels, (image_map,))
         self._decoded: tuple[Kallsyms, Btf] | None = None
         self._records: dict[tuple[str, ...], Record] = {}
+        self.task_names: dict[bytes, str] = {}
+        """Decoded task_struct.comm, for ``dvisor.guest.tasks``."""
         known = cache.find(self.image)
         if known:
             self.digest, self._memo, self._source = known

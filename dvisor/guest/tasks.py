@@ -19,7 +19,8 @@ TRIES = 4
 
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
-_SIGNAL = 12
+_NEXT, _PREV, _SIGNAL = 2, 3, 13  # places in what _Reader.task reads
+MAX_NAMES = 1 << 14
 COMM_LENGTH = 15  # TASK_COMM_LEN less the final NUL
 
 # include/linux/sched.h (TASK_*) and fs/proc/array.c (letters of /proc/PID/stat).
@@ -71,24 +72,26 @@ class _Reader:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        # In the order in which all known kernels have them: then nothing needs rearranging.
         self.task: Record = kernel.record(
             "task_struct",
+            "__state|state",
+            "flags",
             "tasks.next",
             "tasks.prev",
+            "mm",
+            "exit_state",
             "pid",
             "tgid",
-            "comm[]",
-            "__state|state",
-            "exit_state",
-            "flags",
-            "start_boottime|real_start_time",
-            "mm",
             "real_parent",
-            "cred",
-            "signal",
             "worker_private?",
+            "start_boottime|real_start_time",
+            "real_cred",
+            "comm[]",
+            "signal",
         )
         self.full_name_at = kernel.place("kthread", "full_name")
+        self.names = kernel.task_names
         self.uid = kernel.record("cred", "uid.val")
         self.tgid = kernel.record("task_struct", "tgid")
         self.uids: dict[int, int] = {}
@@ -103,12 +106,15 @@ class _Reader:
         kernel = self.kernel
         link = kernel.offset("task_struct", "tasks")
 
-        read, task_of = self.task.read, self._process if threads else self._lone
+        read, task_of = self.task.read, self._process if threads else self._task
 
         def process(at: int) -> tuple[int, int, Entry]:
             address = at - link
             values = read(address)
-            return values[0], values[1], task_of(address, values)
+            try:
+                return values[_NEXT], values[_PREV], task_of(address, values)
+            except GuestDataError as error:
+                return values[_NEXT], values[_PREV], Listing((), [str(error)])
 
         head = kernel.symbol("init_task") + link
         self._gather(listing, head, process, "task list")
@@ -175,12 +181,12 @@ class _Reader:
         return self._task(address, self.task.read(address))
 
     def _task(self, address: int, values: tuple[Any, ...]) -> Task:
-        _, _, pid, tgid, comm, state, exit_state, flags, start, mm, parent, cred, _, private = (
+        state, flags, _, _, mm, exit_state, pid, tgid, parent, private, start, cred, comm, _ = (
             values
         )
         if not 0 <= pid <= MAX_PID or not 0 <= tgid <= MAX_PID:
             raise GuestDataError(f"no task has the pid {pid}, tgid {tgid} ({address:#x})")
-        name = comm.partition(b"\0")[0]
+        name = self.names.get(comm) or self._name(comm)
         if private and len(name) == COMM_LENGTH and flags & PF_KTHREAD:
             name = self._full_name(private) or name
         self.tgids[address] = tgid
@@ -194,7 +200,7 @@ class _Reader:
             tgid,
             self._first(self.tgids, self.tgid, parent) if ppid is None else ppid,
             self._first(self.uids, self.uid, cred) if uid is None else uid,
-            name.decode("utf-8", "backslashreplace"),
+            name,
             letter,
             flags & PF_KTHREAD != 0,
             start,
@@ -211,14 +217,22 @@ class _Reader:
             known[address] = -1
         return known[address]
 
-    def _full_name(self, kthread: int) -> bytes:
+    def _name(self, comm: bytes) -> str:
+        """task_struct.comm as text, and remembered: names recur in every list."""
+        if len(self.names) > MAX_NAMES:
+            self.names.clear()
+        name = comm.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+        self.names[comm] = name
+        return name
+
+    def _full_name(self, kthread: int) -> str:
         """A kernel thread's name beyond what task_struct.comm holds (d6986ce24fc0)."""
         memory = self.kernel.memory
         try:
             name = self.full_name_at and memory.u64(kthread + self.full_name_at.offset)
-            return memory.string(name, 64) if name else b""
+            return memory.string(name, 64).decode("utf-8", "backslashreplace") if name else ""
         except GuestDataError:
-            return b""
+            return ""
 
 
 def state_letter(state: int, exit_state: int) -> str:
