@@ -296,16 +296,21 @@ def find(engine: Engine) -> Kernel:
     return kernels[0] if len(kernels) == 1 else max(kernels, key=_wall_clock)
 
 
-def _wall_clock(kernel: Kernel) -> int:
-    """Seconds since 1970 by the guest's timekeeper (kernel/time/timekeeping.c); 0 if unknown."""
-    address = kernel.find_symbol("tk_core", "timekeeper_data")
-    place = kernel.place("timekeeper", "xtime_sec")
-    if address is None or place is None:
-        return 0
-    # tk_core was an anonymous struct {seqcount; timekeeper;} before it became struct tk_data.
+def timekeeper(kernel: Kernel) -> tuple[int, int]:
+    """Addresses of the timekeeper's sequence count and of the struct timekeeper behind it
+    (kernel/time/timekeeping.c)."""
+    start = kernel.symbol("tk_core", "timekeeper_data")  # the latter is an array, the core's first
     outer = kernel.place("tk_data", "timekeeper")
-    start = outer.offset if outer else 8
+    if outer:
+        return start, start + outer.offset
+    # An anonymous {seqcount; timekeeper;}; with PREEMPT_RT the count has a pointer, too.
+    return start, start + (kernel.size_of("seqcount_raw_spinlock") + 7 & ~7)
+
+
+def _wall_clock(kernel: Kernel) -> int:
+    """Seconds since 1970, as the guest has it; 0 if that cannot be read."""
     try:
-        return kernel.memory.u64(address + start + place.offset)
-    except GuestDataError:
+        address = timekeeper(kernel)[1]
+        return kernel.memory.u64(address + kernel.offset("timekeeper", "xtime_sec"))
+    except DvisorError:
         return 0
