@@ -1,7 +1,8 @@
 """Which side does a system call of a concealed process: local, proxied, or both.
 
 ``decide`` knows the process only by what is passed in: pure, total (every number gets a verdict),
-and by the table, not by code for single calls.
+and by the table, not by code for single calls. Calls that the table does not know fail closed
+(ENOSYS, from which programs fall back); objects that no rule names fail open, to the guest.
 """
 
 from __future__ import annotations
