@@ -72,7 +72,13 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 def decide(number: int, arguments: Mapping[str, Value], process: Process, rules: Rules) -> Verdict:
-    """The verdict on one call; ``arguments`` by the table's names. What lacks counts as absent."""
+    """The verdict on one call; ``arguments`` by the table's names. What lacks counts as absent.
+
+    The call's number and its arguments may be as the registers hold them: of the number, and of
+    descriptors, families and commands, only the low 32 bits count, as for Linux (movslq %eax in
+    arch/x86/entry/entry_64.S; ``int`` in the definitions).
+    """
+    number = _low_half(number)
     call = table().get(number)
     if call is None:
         return _unknown(number)
@@ -107,7 +113,10 @@ def _plain(call: SystemCall, to: Disposition, why: str) -> Verdict:
 
 
 def _refused(call: SystemCall, name: str, why: str) -> Refused:
-    return Refused(getattr(errno, name), f"{call.name}: {why or call.family}")
+    # Where the row gives no reason of its own, its family's holds.
+    families = document().families
+    reason = why or next(each.about for each in families if each.title == call.family)
+    return Refused(getattr(errno, name), f"{call.name}: {reason}")
 
 
 def _merged(call: SystemCall, arguments: Mapping[str, Value], found: list[_Found]) -> Verdict:
@@ -258,4 +267,9 @@ def _holds(case: Case, arguments: Mapping[str, Value]) -> bool:
 
 
 def _int(value: Value) -> int:
-    return value if isinstance(value, int) else -1
+    return _low_half(value) if isinstance(value, int) else -1
+
+
+def _low_half(register: int) -> int:
+    """A register as a C ``int``: compilers leave anything in its upper half."""
+    return ((register & 0xFFFF_FFFF) ^ 0x8000_0000) - 0x8000_0000

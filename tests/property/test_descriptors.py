@@ -94,7 +94,7 @@ def test_every_number_gets_a_verdict(
     arguments = {name: data.draw(VALUES, name) for name in names}
     verdict = decide(number, arguments, process, rules)
     assert isinstance(verdict, Local | Proxied | Both | Moved | Refused)
-    if call is None:
+    if number & 0xFFFF_FFFF not in table():
         assert isinstance(verdict, Refused)
     if isinstance(verdict, Refused):
         assert verdict.reason

@@ -198,6 +198,12 @@ def test_what_the_proxy_cannot_do_is_refused_as_programs_expect() -> None:
     assert refusal("io_uring_setup", entries=8) == "ENOSYS"
 
 
+def test_a_refusal_without_a_reason_of_its_own_has_its_family_s() -> None:
+    found = verdict("io_uring_setup")
+    assert isinstance(found, Refused)
+    assert "ENOSYS is what a kernel without them says" in found.reason
+
+
 def test_processes_stay_in_the_guest_and_are_followed() -> None:
     for name in ("fork", "vfork", "clone", "clone3", "exit", "exit_group", "setuid"):
         assert verdict(name) == Local(True)
@@ -205,8 +211,18 @@ def test_processes_stay_in_the_guest_and_are_followed() -> None:
     assert verdict("futex") == Local()
 
 
-@pytest.mark.parametrize("number", [-1, 337, 423, 472, 100_000, 0x4000_0000, 1 << 63])
+@pytest.mark.parametrize("number", [-1, 337, 423, 472, 100_000, 0x4000_0000, 0xFFFF_FFFF])
 def test_a_number_out_of_the_table_gives_enosys(number: int) -> None:
     found = decide(number, {}, PROCESS, RULES)
     assert isinstance(found, Refused)
     assert found.errno == errno.ENOSYS
+
+
+def test_registers_are_cut_to_32_bits_as_linux_does() -> None:
+    """Else a process would hide a call by garbage in the upper halves."""
+    dirty = 0xDEAD_BEEF << 32
+    assert decide(dirty | 0, {"fd": dirty | FILE}, PROCESS, RULES) == Proxied()
+    at_cwd = verdict("openat", dfd=0xFFFF_FF9C, filename="../secret/x")
+    assert at_cwd == Proxied(("/secret/x",), True)
+    assert refusal("ioctl", fd=FILE, cmd=dirty | 0x5401) == "ENOTTY"
+    assert verdict("socket", family=dirty | 2) == Proxied(follow=True)
