@@ -87,7 +87,7 @@ def test_names_that_would_unfold_to_gigabytes_are_refused() -> None:
     raw[tables.tokens : tables.index] = b"A" * (size - 300) + bytes(300)
     raw[tables.names : tables.markers] = b"\xff\x7f" + bytes(tables.markers - tables.names - 2)
     found = Kallsyms(Image(bytes(raw), 0, len(raw), VIRTUAL), tables)
-    with pytest.raises(GuestDataError, match="damaged|too long"):
+    with pytest.raises(GuestDataError, match=r"damaged|too long"):
         _ = found.names
-    with pytest.raises(GuestDataError, match="damaged|too long"):
+    with pytest.raises(GuestDataError, match=r"damaged|too long"):
         found.lookup("A")
