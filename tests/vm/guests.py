@@ -71,7 +71,8 @@ def running_guest(
             with contextlib.closing(engine):
                 found = RunningGuest(name, kernel, engine, Guest(engine), console)
                 found.shell(
-                    "dmesg -n 1; stty -echo cols 500; mkdir -p /run/test; tar -xf /dev/vdb -C /run/test"
+                    "dmesg -n 1; stty -echo cols 500; "
+                    "mkdir -p /run/test; tar -xf /dev/vdb -C /run/test"
                 )
                 if workload:
                     found.shell(
