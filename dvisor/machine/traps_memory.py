@@ -6,6 +6,7 @@ which x86-64 hosts keep (SDM vol. 3, 8.2.2); each field has one writer, so nothi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -51,7 +52,8 @@ class SharedMemory:
         self._wide.release()
         if hasattr(self, "_anchor"):
             del self._anchor
-        self._mapping.close()
+        with contextlib.suppress(BufferError):  # unmapped with the last view that somebody holds
+            self._mapping.close()
 
     def __getitem__(self, place: str) -> int:
         view, index = self._word(place)

@@ -242,6 +242,31 @@ static void without_sysret_it_is_let_through(void)
 	end_peer();
 }
 
+static void a_hint_stands_in_for_lstar(void)
+{
+	memory(true);
+	EXPECT(fake_load("x86_64", 1, argument) == 0);
+	run1(SYSRET, "\x48\x0f\x07", 3);
+	enroll();
+	start_peer(TRAPS_ANSWER, 1);
+	enter(GETPPID);
+	EXPECT(ours->counters.asked == 0);
+	ours->header.lstar_hint = ENTRY;
+	enter(GETPPID);
+	EXPECT(fake_pc == SYSRET);
+	end_peer();
+}
+
+static void another_kernel_has_another_way_out(void)
+{
+	boot();
+	fake_registers[GUEST_RCX] = 0xc0000082;
+	fake_registers[GUEST_RDX] = 0xffffffff;
+	fake_registers[GUEST_RAX] = 0x90000000;
+	run1(ENTRY + 0x2000, "\x0f\x30", 2);
+	EXPECT(ours->header.lstar == 0xffffffff90000000ull && ours->header.sysret == 0);
+}
+
 static void substitutes_then_runs_the_original(void)
 {
 	boot();
@@ -404,6 +429,8 @@ static const struct {
     CASE(an_enrolled_flag_comes_without_a_cr3_load),
     CASE(user_code_cannot_load_the_flag),
     CASE(without_sysret_it_is_let_through),
+    CASE(a_hint_stands_in_for_lstar),
+    CASE(another_kernel_has_another_way_out),
     CASE(substitutes_then_runs_the_original),
     CASE(substitutes_again_and_answers),
     CASE(a_stack_of_its_own_is_another_call),

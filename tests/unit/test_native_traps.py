@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from dvisor.errors import EngineError, HostError, StateError, UnsupportedError, UsageError
-from dvisor.machine import native
+from dvisor.machine import accel, native
+from dvisor.machine.arguments import qemu_argv
+from dvisor.machine.config import BootFiles, launch_spec, parse_config
 from dvisor.machine.native import PROTOCOL
+from dvisor.machine.spec import LaunchSpec
 from dvisor.machine.traps import OnLoss, Traps, When
 from dvisor.machine.traps_memory import SharedMemory
 
@@ -202,8 +207,25 @@ def test_the_loss_of_the_library_is_an_error(traps: Traps, library: Library) -> 
 
 
 def test_a_missing_library_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(native, "LIBRARY", native.Path(tmp_path) / "none.so")
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
     with pytest.raises(HostError, match="gcc"):
         native.library()
+
+
+def test_a_file_can_ask_for_traps_and_qemu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse_config('image = "tiny"\ntraps = true', "vm.toml")
+    spec = launch_spec(config, BootFiles("/vmlinuz"), ("qemu",))
+    assert spec.traps
+    monkeypatch.setattr(native, "library", lambda: Path("/x.so"))
+    told = qemu_argv(spec, 3, 4, 5, Path("/s"), traps_fd=9)
+    assert "/x.so,fd=9" in told
+    assert "-plugin" not in qemu_argv(spec, 3, 4, 5, Path("/s"))
+
+
+def test_traps_take_tcg_and_refuse_kvm() -> None:
+    spec = LaunchSpec("t", (), "/vmlinuz", traps=True)
+    assert accel.choose(spec, lambda _: None) == "tcg"
+    with pytest.raises(UnsupportedError, match="TCG"):
+        accel.choose(msgspec.structs.replace(spec, accel="kvm"), lambda _: None)

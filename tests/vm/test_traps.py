@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from dvisor.errors import EngineError, StateError, UnsupportedError
 from dvisor.machine.native import REGION
 from dvisor.machine.traps import Event, OnLoss, Traps, When
 from dvisor.machine.traps_memory import SharedMemory
+from tests.vm.guests import running_guest
 from tests.vm.machines import eventually, started, tiny_spec
 from tests.vm.trapped import (
     GETPPID,
@@ -352,6 +355,49 @@ def test_rubbish_in_the_shared_memory_does_not_end_qemu(guest: TrappedGuest) -> 
             assert guest.tell(after, "getppid") == 4242
 
 
+_PROGRAM = """
+import os
+os.mkfifo("/run/go")
+os.mkfifo("/run/told")
+print(os.getpid(), flush=True)
+open("/run/go").read()
+told = [os.getppid(), os.getpid(), os.uname().sysname]
+open("/run/told", "w").write(repr(told))
+"""
+
+
+def test_python_in_debian_is_told_another_parent(tmp_path: Path) -> None:
+    with running_guest("6.12", "max", 1, tmp_path, workload=False, traps=True) as guest:
+        guest.shell(f"(python3 -c '{_PROGRAM}' >/run/pid &)")
+        pid = int(guest.shell("until [ -s /run/pid ]; do sleep 0.1; done; cat /run/pid"))
+        kernel = guest.guest.kernel
+        pgd = kernel.memory.u64(guest.guest.task(pid).mm + kernel.offset("mm_struct", "pgd"))
+        with peer(guest.name) as traps:
+            traps.enroll(kernel.memory.physical(pgd))
+            traps.trap([GETPPID])
+            with deciding(traps, lambda event: traps.answer(event, 4242)):
+                told = guest.shell("echo > /run/go; cat /run/told")
+    assert told == f"[4242, {pid}, 'Linux']"
+
+
+def test_after_a_reset_the_new_kernel_is_trapped() -> None:
+    """Its entry and its way out lie elsewhere (KASLR)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        spec = trapped_spec("reset", Path(scratch), "6.12", "max", 1)
+        with trapped_guest(spec) as guest:
+            with guest.handle.control() as control:
+                control.reset()
+            guest.console.read_until("dvisor: ready", 120)
+            guest.console.wait_for_shell(60)
+            guest.shell("stty -echo cols 500")
+            pid = guest.start("r")
+            with guest.traps() as traps:
+                guest.enroll(traps, pid)
+                traps.trap([GETPPID])
+                with deciding(traps, lambda event: traps.answer(event, 4242)):
+                    assert guest.tell("r", "getppid") == 4242
+
+
 def test_vm_without_traps_says_so() -> None:
     handle = started(tiny_spec("no-traps"))
     with handle.control() as control:
@@ -362,7 +408,7 @@ def test_vm_without_traps_says_so() -> None:
 
 def test_end_of_qemu_is_an_error_of_the_peer() -> None:
     handle = started(tiny_spec("ends", traps=True))
-    with peer(handle) as traps:
+    with peer(handle.name) as traps:
         with handle.control() as control:
             os.kill(control.info().qemu_pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="QEMU"):

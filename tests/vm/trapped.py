@@ -14,6 +14,7 @@ from dvisor import images
 from dvisor.guest.guest import Guest
 from dvisor.images import cpio
 from dvisor.machine.console import Console
+from dvisor.machine.control import Control
 from dvisor.machine.launch import MachineHandle, launch
 from dvisor.machine.spec import LaunchSpec
 from dvisor.machine.traps import Event, Traps
@@ -63,7 +64,7 @@ class TrappedGuest:
 
     def traps(self, **options: object) -> contextlib.AbstractContextManager[Traps]:
         """A peer of this VM's library."""
-        return peer(self.handle, **options)
+        return peer(self.handle.name, **options)
 
     def enroll(self, traps: Traps, pid: int) -> AddressSpace:
         space = self.address_space(pid)
@@ -72,8 +73,8 @@ class TrappedGuest:
 
 
 @contextlib.contextmanager
-def peer(handle: MachineHandle, **options: object) -> Iterator[Traps]:
-    with handle.control() as control:
+def peer(name: str, **options: object) -> Iterator[Traps]:
+    with Control(name) as control:
         fd = control.traps_memory()
     try:
         with Traps(fd, **options) as traps:  # type: ignore[arg-type]
