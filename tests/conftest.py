@@ -7,6 +7,8 @@ DVISOR_REQUIRE_VM is set (``make test`` sets it): then they run, and fail with t
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +21,11 @@ settings.register_profile(
     "dvisor", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("dvisor")
+
+
+def pytest_configure() -> None:
+    # So that fixtures end their VMs: the default action would leave them running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

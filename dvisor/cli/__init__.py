@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
+from typing import Annotated
 
 import typer
 from typer.models import CommandInfo, TyperInfo
@@ -70,14 +71,23 @@ def _into_panel(added: Iterable[CommandInfo | TyperInfo], panel: str) -> None:
             info.rich_help_panel = panel
 
 
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from dvisor import __version__
 
         typer.echo(f"dvisor {__version__}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """What stands before the verb."""
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def read_cpus(kernel: Kernel) -> Listing[Cpu]:
     queues = RunQueues(kernel, listing.problem)
     symbol = kernel.symbol("runqueues")
     idle_at = kernel.offset("rq", "idle")
-    task = kernel.record("task_struct", "pid", "tgid", "comm")
+    task = kernel.record("task_struct", "pid", "tgid", "comm[]")
     for number in kernel.cpus():
         try:
             queue = queues.read(kernel.per_cpu(symbol, number))

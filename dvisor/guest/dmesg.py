@@ -100,8 +100,8 @@ class _Ring:
             "facility",
             "level",
             "caller_id",
-            "dev_info.subsystem",
-            "dev_info.device",
+            "dev_info.subsystem[]",
+            "dev_info.device[]",
         )
         ring = kernel.record(
             "printk_ringbuffer",

@@ -11,7 +11,7 @@ import msgspec
 from dvisor.addresses import PAGE_SIZE
 from dvisor.errors import GuestDataError, NotFoundError
 from dvisor.guest import paging
-from dvisor.guest.kernel import MAX_CPUS, Kernel
+from dvisor.guest.kernel import MAX_CPUS, Kernel, timekeeper
 from dvisor.guest.listing import Listing
 from dvisor.guest.locate import LINKED_AT
 from dvisor.guest.modules import Module, read_modules
@@ -164,12 +164,7 @@ def read_clocks(kernel: Kernel) -> tuple[int, int]:
 
     From the timekeeper, under its sequence count (kernel/time/timekeeping.c).
     """
-    start = kernel.symbol("tk_core", "timekeeper_data")  # the latter is an array, the core's first
-    outer = kernel.place("tk_data", "timekeeper")
-    if outer:
-        timekeeper = start + outer.offset
-    else:  # an anonymous {seqcount; timekeeper;}; with PREEMPT_RT the count has a pointer, too
-        timekeeper = start + (kernel.size_of("seqcount_raw_spinlock") + 7 & ~7)
+    start, address = timekeeper(kernel)
     record = kernel.record(
         "timekeeper",
         "tkr_mono.shift",
@@ -180,7 +175,7 @@ def read_clocks(kernel: Kernel) -> tuple[int, int]:
     )
     for _ in range(_TRIES):
         before = kernel.memory.u32(start)
-        shift, fraction, base, seconds, suspended = record.read(timekeeper)
+        shift, fraction, base, seconds, suspended = record.read(address)
         if before == kernel.memory.u32(start) and not before & 1:
             break
     if shift > 32:
@@ -225,7 +220,7 @@ def read_isolation(kernel: Kernel) -> bool | None:
 
 
 def _hostname(kernel: Kernel) -> str:
-    (name,) = kernel.record("uts_namespace", "name.nodename").read(kernel.symbol("init_uts_ns"))
+    (name,) = kernel.record("uts_namespace", "name.nodename[]").read(kernel.symbol("init_uts_ns"))
     return _text(name)
 
 

@@ -32,6 +32,8 @@ class Kernel:
         self.memory = Memory(engine, found.root, found.levels, (image_map,))
         self._decoded: tuple[Kallsyms, Btf] | None = None
         self._records: dict[tuple[str, ...], Record] = {}
+        self.task_names: dict[bytes, str] = {}
+        """Decoded task_struct.comm, for ``dvisor.guest.tasks``."""
         known = cache.find(self.image)
         if known:
             self.digest, self._memo, self._source = known
@@ -110,6 +112,8 @@ class Kernel:
 
         A field is a dotted path; ``a|b`` takes the first that this kernel has (members were
         renamed), a trailing ``?`` gives None where there is none. NotFoundError names the rest.
+        Numbers and pointers are ints; an array of bytes is asked for as ``a[]``. UnsupportedError
+        where the guest's types tell otherwise.
         """
         key = (structure, *fields)
         record = self._records.get(key)
@@ -119,12 +123,15 @@ class Kernel:
         return record
 
     def _field(self, structure: str, field: str) -> Place | None:
-        optional = field.endswith("?")
-        found = self.place(structure, field.removesuffix("?"))
+        optional, path = field.endswith("?"), field.removesuffix("?")
+        wanted = path.endswith("[]")
+        found = self.place(structure, path.removesuffix("[]"))
         if found is None and not optional:
             raise records.missing(structure, field)
-        if found is not None and not found.code:
-            raise UnsupportedError(f"{structure}.{field} is not a number, pointer or string")
+        # Checked here, since the guest describes its types itself: views rely on what they asked.
+        if found is not None and (not found.code or found.is_bytes != wanted):
+            kind = "an array of bytes" if wanted else "a number or pointer"
+            raise UnsupportedError(f"{structure}.{path} is not {kind} in this kernel")
         return found
 
     def place(self, structure: str, path: str) -> Place | None:
@@ -289,16 +296,21 @@ def find(engine: Engine) -> Kernel:
     return kernels[0] if len(kernels) == 1 else max(kernels, key=_wall_clock)
 
 
-def _wall_clock(kernel: Kernel) -> int:
-    """Seconds since 1970 by the guest's timekeeper (kernel/time/timekeeping.c); 0 if unknown."""
-    address = kernel.find_symbol("tk_core", "timekeeper_data")
-    place = kernel.place("timekeeper", "xtime_sec")
-    if address is None or place is None:
-        return 0
-    # tk_core was an anonymous struct {seqcount; timekeeper;} before it became struct tk_data.
+def timekeeper(kernel: Kernel) -> tuple[int, int]:
+    """Addresses of the timekeeper's sequence count and of the struct timekeeper behind it
+    (kernel/time/timekeeping.c)."""
+    start = kernel.symbol("tk_core", "timekeeper_data")  # the latter is an array, the core's first
     outer = kernel.place("tk_data", "timekeeper")
-    start = outer.offset if outer else 8
+    if outer:
+        return start, start + outer.offset
+    # An anonymous {seqcount; timekeeper;}; with PREEMPT_RT the count has a pointer, too.
+    return start, start + (kernel.size_of("seqcount_raw_spinlock") + 7 & ~7)
+
+
+def _wall_clock(kernel: Kernel) -> int:
+    """Seconds since 1970, as the guest has it; 0 if that cannot be read."""
     try:
-        return kernel.memory.u64(address + start + place.offset)
-    except GuestDataError:
+        address = timekeeper(kernel)[1]
+        return kernel.memory.u64(address + kernel.offset("timekeeper", "xtime_sec"))
+    except DvisorError:
         return 0

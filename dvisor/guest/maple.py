@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from dvisor.addresses import MASK64
-from dvisor.errors import GuestMemoryError
+from dvisor.errors import GuestMemoryError, UnsupportedError
 from dvisor.guest.kernel import Kernel
+from dvisor.guest.records import Place, missing
 
 if TYPE_CHECKING:
     from dvisor.guest.lists import Problem
@@ -119,7 +120,14 @@ def _kind(kernel: Kernel, name: str, usual: int) -> int:
 
 
 def _shape(kernel: Kernel, structure: str) -> _Shape:
-    pivot, slot = kernel.place(structure, "pivot"), kernel.place(structure, "slot")
-    assert pivot is not None
-    assert slot is not None
+    pivot, slot = (_array(kernel, structure, member) for member in ("pivot", "slot"))
     return _Shape(False, pivot.offset // 8, pivot.size // 8, slot.offset // 8, slot.size // 8)
+
+
+def _array(kernel: Kernel, structure: str, member: str) -> Place:
+    found = kernel.place(structure, member)
+    if found is None:
+        raise missing(structure, member)
+    if found.offset + found.size > _NODE_SIZE:
+        raise UnsupportedError(f"{structure}.{member} is larger than a node of this kernel")
+    return found

@@ -102,7 +102,7 @@ def _one_btf(kernel: Kernel, address: int) -> tuple[str, bytes] | None:
         "base_btf",
         "start_id",
         "start_str_off",
-        "name",
+        "name[]",
         "kernel_btf",
     ).read(address)
     if not is_kernel or not base:

@@ -85,9 +85,9 @@ class _Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.memory = kernel.memory
-        self._head = kernel.record("module", "state", "name")
+        self._head = kernel.record("module", "state", "name[]")
         self._rest = kernel.record(
-            "module", "version?", "srcversion?", "build_id?", "init", "exit?", "taints"
+            "module", "version?", "srcversion?", "build_id[]?", "init", "exit?", "taints"
         )
         self._refcount = kernel.record("module", "refcnt.counter?")
 

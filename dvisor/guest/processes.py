@@ -120,7 +120,7 @@ class ProcessReader:
         self.exe_file = kernel.record("mm_struct", "exe_file")
         self.file = kernel.record("file", "f_path.mnt", "f_path.dentry")
         self.signal = kernel.record("signal_struct", "nr_threads", "tty")
-        self.tty = kernel.record("tty_struct", "name")
+        self.tty = kernel.record("tty_struct", "name[]")
         pids = kernel.offset("signal_struct", "pids")
         self.pgid_at = pids + 8 * _pid_type(kernel, "PIDTYPE_PGID", 2)
         self.sid_at = pids + 8 * _pid_type(kernel, "PIDTYPE_SID", 3)

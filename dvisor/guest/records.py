@@ -27,6 +27,10 @@ class Place(NamedTuple):
     bits: int = 0
     """For a bit-field: shift and width inside the number that ``code`` reads; else 0."""
 
+    @property
+    def is_bytes(self) -> bool:
+        return self.code.endswith("s")
+
 
 def place(types: bt.Btf, structure: str, path: str) -> Place | None:
     """Look ``path`` up in ``structure``; None where this kernel has no such member."""
@@ -68,7 +72,6 @@ class Record:
     def __init__(self, memory: Memory, structure: str, places: list[Place | None]) -> None:
         self.structure = structure
         self._memory = memory
-        self._windows = memory.windows
         present = sorted({where for where in places if where is not None})
         self._first = present[0].offset if present else 0
         text, at = "<", self._first
@@ -79,16 +82,21 @@ class Record:
             at = where.offset + struct.calcsize("<" + where.code)
         self._format = struct.Struct(text)
         self._shape = _shape(places, present)
+        # memory.windows by the address of the structure: this is the hottest path of all.
+        skip, size = self._first, self._format.size
+        self._windows = tuple(
+            (start - skip, end - skip - size, buffer, delta + skip)
+            for start, end, buffer, delta in memory.windows
+        )
 
     def read(self, address: int) -> tuple[Any, ...]:
-        at = address + self._first
-        fmt = self._format
-        for start, end, buffer, delta in self._windows:
-            if start <= at and at + fmt.size <= end:
-                values = fmt.unpack_from(buffer, at + delta)
+        for first, last, buffer, delta in self._windows:
+            if first <= address <= last:
+                values = self._format.unpack_from(buffer, address + delta)
                 break
         else:
-            values = fmt.unpack(self._memory.read(at, fmt.size))
+            raw = self._memory.read(address + self._first, self._format.size)
+            values = self._format.unpack(raw)
         return values if self._shape is None else self._shape(values)
 
 

@@ -96,7 +96,7 @@ class Resolver:
             if head is None or kernel.place("bpf_ksym", "lnode") is None:
                 return self._bpf
             link = kernel.offset("bpf_ksym", "lnode")
-            record = kernel.record("bpf_ksym", "start", "end", "name")
+            record = kernel.record("bpf_ksym", "start", "end", "name[]")
             entries = list_entries(
                 kernel.memory, head, link, lambda text: None, "BPF programs", MAX_BPF_SYMBOLS
             )

@@ -100,7 +100,7 @@ class RunQueues:
         self.ext_list = place("rq", "scx.runnable_list")
         self.ext_node = place("task_struct", "scx.runnable_node")
         self.task = kernel.record(
-            "task_struct", "pid", "tgid", "comm", "prio", "policy", "on_rq", "se.sched_delayed?"
+            "task_struct", "pid", "tgid", "comm[]", "prio", "policy", "on_rq", "se.sched_delayed?"
         )
 
     def read(self, address: int) -> RunQueue:

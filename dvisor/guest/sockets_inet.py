@@ -72,8 +72,8 @@ class InetReader:
             "skc_state",
             "skc_bound_dev_if",
             "skc_net.net",
-            "skc_v6_daddr.in6_u.u6_addr8?",
-            "skc_v6_rcv_saddr.in6_u.u6_addr8?",
+            "skc_v6_daddr.in6_u.u6_addr8[]?",
+            "skc_v6_rcv_saddr.in6_u.u6_addr8[]?",
         )
         self._tcp = kernel.record("tcp_sock", "rcv_nxt", "copied_seq", "write_seq", "snd_una")
         self._udp = kernel.record("udp_sock", "forward_deficit")
@@ -198,15 +198,18 @@ class InetReader:
         values: tuple[Any, ...] = self._ends.read(address)
         remote, local, remote_port, port, family, state, interface, net, remote6, local6 = values
         remote_port = (remote_port & 0xFF) << 8 | remote_port >> 8  # skc_dport is big-endian
-        if family == AF_INET6 and remote6 is not None:
+        if family == AF_INET6 and remote6 and local6 and len(remote6) == len(local6) == 16:
             far = socket.inet_ntop(socket.AF_INET6, remote6)
             near = socket.inet_ntop(socket.AF_INET6, local6)
         elif family == AF_INET:
-            far = socket.inet_ntoa(remote.to_bytes(4, "little"))
-            near = socket.inet_ntoa(local.to_bytes(4, "little"))
+            far, near = _dotted(remote), _dotted(local)
         else:
             raise GuestDataError(f"no IP socket has the address family {family} ({address:#x})")
         return _Ends(family, state, interface, net, near, port, far, remote_port)
+
+
+def _dotted(address: int) -> str:
+    return socket.inet_ntoa((address & 0xFFFF_FFFF).to_bytes(4, "little"))
 
 
 def _ahead(front: int, back: int) -> int:

@@ -120,7 +120,7 @@ class PacketReader:
         sock = self.socks.sock(address)
         # struct packet_sock is unknown to vmlinux where af_packet is a module.
         number, interface = self.kernel.record("packet_sock", "num?", "ifindex?").read(address)
-        ether_type = int.from_bytes((number or 0).to_bytes(2, "little"), "big")
+        ether_type = int.from_bytes(((number or 0) & 0xFFFF).to_bytes(2, "little"), "big")
         protocol = ETHER_TYPES.get(ether_type) or f"{ether_type:#06x}"
         return self.socks.plain(
             address, sock, protocol, sock.rmem, sock.wmem, interface=interface or 0

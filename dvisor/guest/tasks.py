@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,7 +19,8 @@ TRIES = 4
 
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
-_SIGNAL = 12
+_NEXT, _PREV, _SIGNAL = 2, 3, 13  # places in what _Reader.task reads
+MAX_NAMES = 1 << 14
 COMM_LENGTH = 15  # TASK_COMM_LEN less the final NUL
 
 # include/linux/sched.h (TASK_*) and fs/proc/array.c (letters of /proc/PID/stat).
@@ -28,7 +29,7 @@ _EXIT_ZOMBIE, _EXIT_DEAD = 0x20, 0x10
 _TASK_NOLOAD, _TASK_IDLE = 0x400, 0x402
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, gc=False):
     """One thread as it was at one moment. ``address`` (of its task_struct) identifies it."""
 
     pid: int
@@ -49,6 +50,10 @@ class Task(msgspec.Struct, frozen=True):
     address: int
 
 
+Entry = Task | Listing[Task]
+"""What one entry of a list gives: a task; or its process's threads; or none, and why."""
+
+
 def read_tasks(kernel: Kernel, threads: bool = False) -> Listing[Task]:
     """All processes, or with ``threads`` all threads, by the kernel's task list."""
     listing = _Reader(kernel).read(threads)
@@ -67,31 +72,33 @@ class _Reader:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        # In the order in which all known kernels have them: then nothing needs rearranging.
         self.task: Record = kernel.record(
             "task_struct",
+            "__state|state",
+            "flags",
             "tasks.next",
             "tasks.prev",
+            "mm",
+            "exit_state",
             "pid",
             "tgid",
-            "comm",
-            "__state|state",
-            "exit_state",
-            "flags",
-            "start_boottime|real_start_time",
-            "mm",
             "real_parent",
-            "cred",
-            "signal",
             "worker_private?",
+            "start_boottime|real_start_time",
+            "real_cred",
+            "comm[]",
+            "signal",
         )
         self.full_name_at = kernel.place("kthread", "full_name")
+        self.names = kernel.task_names
         self.uid = kernel.record("cred", "uid.val")
         self.tgid = kernel.record("task_struct", "tgid")
         self.uids: dict[int, int] = {}
         self.tgids: dict[int, int] = {0: 0}
         self.letters: dict[tuple[int, int], str] = {}
         ram = sum(block.size for block in kernel.engine.ram())
-        self.room = min(MAX_TASKS, ram // kernel.size_of("task_struct"))
+        self.room = min(MAX_TASKS, ram // max(kernel.size_of("task_struct"), 1))
         """How many tasks there can be: a list that is longer is no list of tasks."""
 
     def read(self, threads: bool) -> Listing[Task]:
@@ -99,9 +106,15 @@ class _Reader:
         kernel = self.kernel
         link = kernel.offset("task_struct", "tasks")
 
-        def process(at: int) -> tuple[int, int, Sequence[Task]]:
-            values = self.task.read(at - link)
-            return values[0], values[1], self._process(at - link, values, threads)
+        read, task_of = self.task.read, self._process if threads else self._task
+
+        def process(at: int) -> tuple[int, int, Entry]:
+            address = at - link
+            values = read(address)
+            try:
+                return values[_NEXT], values[_PREV], task_of(address, values)
+            except GuestDataError as error:
+                return values[_NEXT], values[_PREV], Listing((), [str(error)])
 
         head = kernel.symbol("init_task") + link
         self._gather(listing, head, process, "task list")
@@ -113,26 +126,32 @@ class _Reader:
         self,
         listing: Listing[Task],
         head: int,
-        read: Callable[[int], tuple[int, int, Sequence[Task]]],
+        read: Callable[[int], tuple[int, int, Entry]],
         what: str,
     ) -> None:
         """Add a list's tasks. The problems of one that left the list meanwhile went with it."""
         for found in read_list(self.kernel.memory, head, read, listing.problem, what, self.room):
             self.room -= 1
+            if isinstance(found, Task):
+                listing.append(found)
+                continue
             listing += found
-            if isinstance(found, Listing):
-                for text in found.problems:
-                    listing.problem(text)
+            for text in found.problems:
+                listing.problem(text)
 
-    def _process(self, address: int, values: tuple[Any, ...], threads: bool) -> Sequence[Task]:
-        """The task at ``address`` and, if asked for, the other threads of its process."""
+    def _lone(self, address: int, values: tuple[Any, ...]) -> Entry:
+        """The task at ``address``."""
         try:
-            task = self._task(address, values)
+            return self._task(address, values)
         except GuestDataError as error:
             return Listing((), [str(error)])
-        if threads and values[_SIGNAL]:  # none: a zombie that is being reaped
+
+    def _process(self, address: int, values: tuple[Any, ...]) -> Entry:
+        """The task at ``address`` and the other threads of its process."""
+        task = self._lone(address, values)
+        if isinstance(task, Task) and values[_SIGNAL]:  # none: a zombie that is being reaped
             return self._with_others(task, values[_SIGNAL])
-        return (task,)
+        return task
 
     def _with_others(self, leader: Task, signal: int) -> Listing[Task]:
         """Threads by signal_struct.thread_head (before 6.7 there was also
@@ -141,12 +160,12 @@ class _Reader:
         head = signal + kernel.offset("signal_struct", "thread_head")
         link = kernel.offset("task_struct", "thread_node")
 
-        def thread(at: int) -> tuple[int, int, Sequence[Task]]:
+        def thread(at: int) -> tuple[int, int, Entry]:
             following, back = links(kernel.memory, at)
             address = at - link
             if address == leader.address:
-                return following, back, ()
-            return following, back, self._process(address, self.task.read(address), False)
+                return following, back, Listing()
+            return following, back, self._lone(address, self.task.read(address))
 
         own = leader.address + link
         try:
@@ -162,12 +181,12 @@ class _Reader:
         return self._task(address, self.task.read(address))
 
     def _task(self, address: int, values: tuple[Any, ...]) -> Task:
-        _, _, pid, tgid, comm, state, exit_state, flags, start, mm, parent, cred, _, private = (
+        state, flags, _, _, mm, exit_state, pid, tgid, parent, private, start, cred, comm, _ = (
             values
         )
         if not 0 <= pid <= MAX_PID or not 0 <= tgid <= MAX_PID:
             raise GuestDataError(f"no task has the pid {pid}, tgid {tgid} ({address:#x})")
-        name = comm.partition(b"\0")[0]
+        name = self.names.get(comm) or self._name(comm)
         if private and len(name) == COMM_LENGTH and flags & PF_KTHREAD:
             name = self._full_name(private) or name
         self.tgids[address] = tgid
@@ -181,7 +200,7 @@ class _Reader:
             tgid,
             self._first(self.tgids, self.tgid, parent) if ppid is None else ppid,
             self._first(self.uids, self.uid, cred) if uid is None else uid,
-            name.decode("utf-8", "backslashreplace"),
+            name,
             letter,
             flags & PF_KTHREAD != 0,
             start,
@@ -198,14 +217,22 @@ class _Reader:
             known[address] = -1
         return known[address]
 
-    def _full_name(self, kthread: int) -> bytes:
+    def _name(self, comm: bytes) -> str:
+        """task_struct.comm as text, and remembered: names recur in every list."""
+        if len(self.names) > MAX_NAMES:
+            self.names.clear()
+        name = comm.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+        self.names[comm] = name
+        return name
+
+    def _full_name(self, kthread: int) -> str:
         """A kernel thread's name beyond what task_struct.comm holds (d6986ce24fc0)."""
         memory = self.kernel.memory
         try:
             name = self.full_name_at and memory.u64(kthread + self.full_name_at.offset)
-            return memory.string(name, 64) if name else b""
+            return memory.string(name, 64).decode("utf-8", "backslashreplace") if name else ""
         except GuestDataError:
-            return b""
+            return ""
 
 
 def state_letter(state: int, exit_state: int) -> str:

@@ -37,6 +37,7 @@ crashing_cpu                 int
 ftrace_list_end              struct ftrace_ops
 ftrace_mod_maps              struct list_head
 ftrace_ops_list              struct ftrace_ops *
+ftrace_ops_trampoline_list   struct list_head
 hstates                      struct hstate[2]
 hugetlb_max_hstate           int
 idt_table                    struct gate_struct[256]
@@ -83,6 +84,7 @@ nr_node_ids                  unsigned int
 nr_swap_pages                atomic_long_t
 nr_swapfiles                 unsigned int
 nr_vmap_nodes                int
+packet_seq_ops               struct seq_operations
 page_offset_base             long unsigned int
 pci_bus_type                 struct bus_type
 pci_root_buses               struct list_head
@@ -108,9 +110,9 @@ sysctl_overcommit_kbytes     long unsigned int
 sysctl_overcommit_ratio      int
 sysfs_root_kn                struct kernfs_node *
 system_state                 enum system_states
-task_state_array             char *[9]
 taint_flags                  struct taint_flag[]
 tainted_mask                 long unsigned int
+task_state_array             char *[9]
 task_struct_cachep           struct kmem_cache *
 tcp4_seq_afinfo              struct tcp_seq_afinfo
 tcp4_seq_ops                 struct seq_operations
@@ -133,6 +135,7 @@ udp_table                    struct udp_table
 udplite6_seq_ops             struct seq_operations
 udplite_seq_ops              struct seq_operations
 uidhash_table                struct hlist_head[128]
+unix_seq_ops                 struct seq_operations
 vm_committed_as              struct percpu_counter
 vm_node_stat                 atomic_long_t[]
 vm_numa_event                atomic_long_t[]

@@ -81,5 +81,7 @@ class InventedKernel:
         return found.offset
 
     def record(self, structure: str, *fields: str) -> Record:
-        places = [self.place(structure, field.removesuffix("?")) for field in fields]
+        places = [
+            self.place(structure, field.removesuffix("?").removesuffix("[]")) for field in fields
+        ]
         return Record(self.memory, structure, places)
