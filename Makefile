@@ -30,10 +30,11 @@ test-all: lint native ## test, and the long ones: every kernel, minutes of churn
 	@house/setup images full
 	@DVISOR_REQUIRE_VM=1 $(PYTEST) --full
 
-bench: venv ## tables of times: dvisor against drgn and volatility3 on one guest
+bench: native ## tables of times: dvisor against drgn and volatility3 on one guest
 	@house/setup peers
 	@house/setup images demo
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.traps
 
 docs: ## the documentation site, in site/
 	@house/setup venv docs

@@ -7,9 +7,8 @@
 #define PLACES 256
 
 struct place {
-	enum substitute_state state;
+	struct substitution held;
 	uint64_t put_at_ns;
-	struct call call;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -23,9 +22,9 @@ static atomic_uint used;
 static struct place *find(const struct call *who)
 {
 	for (struct place *at = places; at < places + PLACES; at++) {
-		if (at->state != SUBSTITUTE_NONE && at->call.cr3 == who->cr3 &&
-		    at->call.fs_base == who->fs_base && at->call.rip == who->rip &&
-		    at->call.rsp == who->rsp)
+		if (at->held.state != SUBSTITUTE_NONE && at->held.original.cr3 == who->cr3 &&
+		    at->held.original.fs_base == who->fs_base &&
+		    at->held.original.rip == who->rip && at->held.original.rsp == who->rsp)
 			return at;
 	}
 	return NULL;
@@ -35,7 +34,7 @@ static struct place *free_or_oldest(void)
 {
 	struct place *oldest = places;
 	for (struct place *at = places; at < places + PLACES; at++) {
-		if (at->state == SUBSTITUTE_NONE)
+		if (at->held.state == SUBSTITUTE_NONE)
 			return at;
 		if (at->put_at_ns < oldest->put_at_ns)
 			oldest = at;
@@ -48,32 +47,30 @@ bool substitutes_any(void)
 	return atomic_load(&used) != 0;
 }
 
-void substitute_put(const struct call *call, enum substitute_state state)
+void substitute_put(const struct substitution *substitution)
 {
 	pthread_mutex_lock(&lock);
-	struct place *at = find(call);
+	struct place *at = find(&substitution->original);
 	if (!at) {
 		at = free_or_oldest();
-		if (at->state == SUBSTITUTE_NONE)
+		if (at->held.state == SUBSTITUTE_NONE)
 			atomic_fetch_add(&used, 1);
 		else
 			COUNT(substitutes_forgotten);
 	}
-	*at = (struct place){.state = state, .put_at_ns = now_ns(), .call = *call};
+	*at = (struct place){.held = *substitution, .put_at_ns = now_ns()};
 	pthread_mutex_unlock(&lock);
 }
 
-enum substitute_state substitute_get(const struct call *who, struct call *found)
+struct substitution substitute_get(const struct call *who)
 {
-	enum substitute_state state = SUBSTITUTE_NONE;
+	struct substitution held = {.state = SUBSTITUTE_NONE};
 	pthread_mutex_lock(&lock);
 	const struct place *at = find(who);
-	if (at) {
-		state = at->state;
-		*found = at->call;
-	}
+	if (at)
+		held = at->held;
 	pthread_mutex_unlock(&lock);
-	return state;
+	return held;
 }
 
 void substitute_drop(const struct call *who)
@@ -81,7 +78,7 @@ void substitute_drop(const struct call *who)
 	pthread_mutex_lock(&lock);
 	struct place *at = find(who);
 	if (at) {
-		at->state = SUBSTITUTE_NONE;
+		at->held.state = SUBSTITUTE_NONE;
 		atomic_fetch_sub(&used, 1);
 	}
 	pthread_mutex_unlock(&lock);

@@ -19,10 +19,16 @@ enum substitute_state {
 /* Whether any thread has one: nothing else need be looked at if not. */
 bool substitutes_any(void);
 
-/* Remember, or change, the state of call's thread at call's place. */
-void substitute_put(const struct call *call, enum substitute_state state);
+struct substitution {
+	enum substitute_state state;
+	uint64_t number; /* EAX when the thread enters the kernel for it */
+	struct call original;
+};
 
-/* The entry of who's thread at who's rip and rsp; its call goes to found. */
-enum substitute_state substitute_get(const struct call *who, struct call *found);
+/* Remember, or change, what the original's thread is about, at the original's place. */
+void substitute_put(const struct substitution *substitution);
+
+/* What who's thread is about at who's rip and rsp; SUBSTITUTE_NONE if nothing. */
+struct substitution substitute_get(const struct call *who);
 
 void substitute_drop(const struct call *who);

@@ -7,6 +7,7 @@
 #include "verdict.h"
 
 #define SYSCALL_SIZE 2 /* 0f 05 */
+#define RESTART_SYSCALL 219
 
 /* The kernel's sysretq is in the function that begins at its entry. */
 #define ENTRY_FUNCTION_SIZE 0x2000
@@ -67,38 +68,47 @@ static void answer_entry(uint64_t value)
 	qemu_plugin_set_pc(way_out);
 }
 
-/* Whether this entry is part of a substitution that was decided before. */
-static bool continues_substitution(const struct call *call)
+static void remember(const struct call *original, enum substitute_state state, uint64_t number)
 {
-	struct call original;
+	struct substitution substitution = {state, (uint32_t)number, *original};
+	substitute_put(&substitution);
+}
+
+/* Whether this entry is part of a substitution that was decided before. */
+static bool continues_substitution(const struct call *call, uint64_t number)
+{
 	if (!substitutes_any())
 		return false;
-	switch (substitute_get(call, &original)) {
-	case SUBSTITUTE_PASS:
+	struct substitution held = substitute_get(call);
+	if (held.state == SUBSTITUTE_NONE)
+		return false;
+	bool restarts = held.state == SUBSTITUTE_RUNS && number == RESTART_SYSCALL;
+	if (number != held.number && !restarts) {
+		/* A handler left by longjmp, and the thread makes another call here. */
 		substitute_drop(call);
-		return true;
-	case SUBSTITUTE_REISSUE:
-		substitute_put(&original, SUBSTITUTE_RUNS);
-		return true;
-	case SUBSTITUTE_RUNS:
-		/* -ERESTARTSYS without a handler: the kernel lets it be issued once more. */
-		COUNT(restarted);
-		return true;
-	default:
 		return false;
 	}
+	if (held.state == SUBSTITUTE_PASS)
+		substitute_drop(call);
+	else if (held.state == SUBSTITUTE_REISSUE)
+		remember(&held.original, SUBSTITUTE_RUNS, number);
+	else /* -ERESTARTSYS and its like without a handler: the kernel issues it once more. */
+		COUNT(restarted);
+	return true;
 }
 
 void on_entry(unsigned int vcpu, void *block_address)
 {
 	if ((uint64_t)block_address != entry_address() || vcpu >= TRAPS_SLOTS)
 		return;
-	uint64_t number = register_read(GUEST_RAX);
+	/* The kernel looks at EAX only (movslq %eax, %rsi in entry_SYSCALL_64). */
+	uint64_t number = (uint32_t)register_read(GUEST_RAX);
 	count_call(number);
 	if (!number_is_trapped(number) && !substitutes_any())
 		return;
 	struct call call = identify();
-	if (!is_enrolled(call.cr3) || continues_substitution(&call) || !number_is_trapped(number))
+	if (!is_enrolled(call.cr3) || continues_substitution(&call, number) ||
+	    !number_is_trapped(number))
 		return;
 	call.number = number;
 	for (int i = 0; i < 6; i++)
@@ -108,7 +118,7 @@ void on_entry(unsigned int vcpu, void *block_address)
 		answer_entry(verdict.value);
 	} else if (verdict.kind == TRAPS_SUBSTITUTE) {
 		COUNT(substituted);
-		substitute_put(&call, SUBSTITUTE_RUNS);
+		remember(&call, SUBSTITUTE_RUNS, verdict.value);
 		write_call(verdict.value, verdict.arguments);
 	} else {
 		COUNT(let_through);
@@ -116,37 +126,39 @@ void on_entry(unsigned int vcpu, void *block_address)
 }
 
 /* Back to the `syscall` instruction. Safe only on a block's first instruction. */
-static void issue_again(const struct call *call, enum substitute_state state)
+static void issue(const struct call *original, enum substitute_state state, uint64_t number,
+		  const uint64_t arguments[6])
 {
-	substitute_put(call, state);
-	qemu_plugin_set_pc(call->rip - SYSCALL_SIZE);
+	remember(original, state, number);
+	write_call(number, arguments);
+	qemu_plugin_set_pc(original->rip - SYSCALL_SIZE);
 }
 
 void on_return(unsigned int vcpu, void *block_address)
 {
-	struct call original;
 	if (!substitutes_any() || vcpu >= TRAPS_SLOTS)
 		return;
 	/* RCX holds the RIP after iret too: the kernel keeps it in pt_regs.cx. */
 	struct call who = identify();
 	/* Of the block's address only the low bits: its code may be mapped elsewhere too. */
-	if (((who.rip ^ (uint64_t)block_address) & 0xfff) != 0 ||
-	    substitute_get(&who, &original) != SUBSTITUTE_RUNS)
+	if (((who.rip ^ (uint64_t)block_address) & 0xfff) != 0)
+		return;
+	struct substitution held = substitute_get(&who);
+	if (held.state != SUBSTITUTE_RUNS)
 		return;
 	COUNT(returned);
+	const struct call *original = &held.original;
 	struct verdict verdict =
-	    ask(vcpu, TRAPS_EVENT_RETURNED, &original, register_read(GUEST_RAX));
+	    ask(vcpu, TRAPS_EVENT_RETURNED, original, register_read(GUEST_RAX));
 	if (verdict.kind == TRAPS_ANSWER) {
 		COUNT(answered);
-		substitute_drop(&original);
-		write_call(verdict.value, original.arguments);
+		substitute_drop(original);
+		write_call(verdict.value, original->arguments);
 	} else if (verdict.kind == TRAPS_SUBSTITUTE) {
 		COUNT(substituted);
-		write_call(verdict.value, verdict.arguments);
-		issue_again(&original, SUBSTITUTE_REISSUE);
+		issue(original, SUBSTITUTE_REISSUE, verdict.value, verdict.arguments);
 	} else {
 		COUNT(let_through);
-		write_call(original.number, original.arguments);
-		issue_again(&original, SUBSTITUTE_PASS);
+		issue(original, SUBSTITUTE_PASS, original->number, original->arguments);
 	}
 }

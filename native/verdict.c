@@ -31,8 +31,9 @@ static uint32_t post(struct slot *slot, unsigned int vcpu, uint32_t event, const
 	slot->fs_base = call->fs_base;
 	slot->time_ns = now_ns();
 	slot->result = result;
-	slot->waiting = 1;
 	uint32_t request = ++requests[vcpu];
+	if (request == 0)
+		request = ++requests[vcpu];
 	atomic_store(&slot->request, request);
 	/* A full barrier: either we see that the peer sleeps, or it sees the new number. */
 	atomic_fetch_add(&shared->header.doorbell, 1);
@@ -85,7 +86,7 @@ struct verdict ask(unsigned int vcpu, uint32_t event, const struct call *call, u
 	COUNT(asked);
 	uint32_t request = post(slot, vcpu, event, call, result);
 	bool decided = await_verdict(slot, request);
-	slot->waiting = 0;
+	atomic_store(&slot->request, 0);
 	if (decided)
 		return taken(slot);
 	if (peer_lives())

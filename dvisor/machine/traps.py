@@ -7,6 +7,7 @@ nothing for ``PEER_TIMEOUT_MS`` decides by itself, as ``on_loss`` says.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -90,15 +91,18 @@ class Traps:
             raise UsageError("verdict_timeout_ms must be 1 to 1000: a vCPU stands still meanwhile")
         self._memory = SharedMemory(fd)
         self._closing = threading.Event()
-        self._beating: threading.Thread | None = None
+        # An open file of our own, so that its lock is ours and ends with us.
+        self._place = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             self._take_place()
+            self._clear()
             self._memory["header.on_loss"] = on_loss
             self._memory["header.verdict_timeout_ms"] = verdict_timeout_ms
             self._memory["header.peer_timeout_ms"] = PEER_TIMEOUT_MS
             self._memory["header.spins"] = 2000
             self._require_library()
         except BaseException:
+            os.close(self._place)
             self._memory.close()
             raise
         self._slots = [self._memory.slot(vcpu) for vcpu in range(self.vcpus)]
@@ -108,11 +112,14 @@ class Traps:
         self._beating.start()
 
     def _take_place(self) -> None:
-        other = self._memory["header.peer_pid"]
-        if other and self._fresh("header.peer_heartbeat_ns", PEER_TIMEOUT_MS / 1000):
-            raise StateError(f"process {other} decides on this VM's traps already: end it first")
+        try:
+            fcntl.flock(self._place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = self._memory["header.peer_pid"]
+            raise StateError(
+                f"process {other} decides on this VM's traps already: end it first"
+            ) from error
         self._memory["header.peer_pid"] = os.getpid()
-        self._clear()
 
     def _clear(self) -> None:
         """Nobody is enrolled, nothing is trapped."""
@@ -129,12 +136,12 @@ class Traps:
         if self._closing.is_set():
             return
         self._closing.set()
-        if self._beating is not None:
-            self._beating.join()
+        self._beating.join()
         self._clear()
         self._memory["header.peer_heartbeat_ns"] = 0
         self._memory["header.peer_pid"] = 0
         self._memory.close()
+        os.close(self._place)
 
     def __enter__(self) -> Self:
         return self
@@ -268,28 +275,22 @@ class Traps:
         return bool(self._memory["header.sysret"])
 
     def _waiting(self, vcpu: int) -> Event | None:
+        """The event of a vCPU that has not been given out; None if there is none."""
         slot = self._slots[vcpu]
         request = slot["request"]
-        if request == self._seen[vcpu] or not slot["waiting"]:
+        if request in {0, self._seen[vcpu]}:
             return None
-        result, when = slot["result"], slot["event"]
+        when, arguments = slot["event"], slot.six("arguments")
+        names = ("number", "rip", "rsp", "cr3", "fs_base", "time_ns", "result")
+        number, rip, rsp, cr3, fs_base, time_ns, result = (slot[name] for name in names)
+        if slot["request"] != request:
+            return None  # it gave up meanwhile: what was read may be half of its next request
         if when not in _EVENTS:
             raise EngineError(f"the library in QEMU gave an event of unknown kind {when}")
-        event = Event(
-            When(when),
-            vcpu,
-            request,
-            slot["number"],
-            slot.six("arguments"),
-            slot["rip"],
-            slot["rsp"],
-            slot["cr3"],
-            slot["fs_base"],
-            slot["time_ns"],
-            result - (1 << 64) if result >> 63 else result,
+        signed = result - (1 << 64) if result >> 63 else result
+        return Event(
+            When(when), vcpu, request, number, arguments, rip, rsp, cr3, fs_base, time_ns, signed
         )
-        # A vCPU that gave up meanwhile may have begun to write its next request.
-        return event if slot["request"] == request else None
 
     def _choose(self, name: str, numbers: Iterable[int]) -> None:
         self._require_open()

@@ -122,7 +122,7 @@ static void *decide(void *unused)
 	struct slot *slot = &ours->slots[0];
 	while (!atomic_load(&decision.over)) {
 		uint32_t request = slot->request;
-		if (slot->waiting && slot->verdict != request) {
+		if (request != 0 && slot->verdict != request) {
 			slot->kind = decision.kind;
 			slot->value = decision.value;
 			slot->substitute_arguments[0] = 99;
@@ -309,6 +309,30 @@ static void substitutes_again_and_answers(void)
 	end_peer();
 }
 
+static void a_handler_may_leave_by_longjmp(void)
+{
+	boot();
+	enroll();
+	start_peer(TRAPS_SUBSTITUTE, SCHED_YIELD);
+	enter(GETPPID);
+	EXPECT(fake_registers[GUEST_RAX] == SCHED_YIELD);
+	decision.kind = TRAPS_ANSWER;
+	decision.value = 5;
+	enter(GETPPID); /* the same place and stack, and not the substitute */
+	EXPECT(fake_pc == SYSRET && fake_registers[GUEST_RAX] == 5);
+	end_peer();
+}
+
+static void the_kernel_reads_eax_and_so_do_we(void)
+{
+	boot();
+	enroll();
+	start_peer(TRAPS_ANSWER, 5);
+	enter(GETPPID | 1ull << 32);
+	EXPECT(fake_pc == SYSRET);
+	end_peer();
+}
+
 static void a_stack_of_its_own_is_another_call(void)
 {
 	boot();
@@ -433,6 +457,8 @@ static const struct {
     CASE(another_kernel_has_another_way_out),
     CASE(substitutes_then_runs_the_original),
     CASE(substitutes_again_and_answers),
+    CASE(a_handler_may_leave_by_longjmp),
+    CASE(the_kernel_reads_eax_and_so_do_we),
     CASE(a_stack_of_its_own_is_another_call),
     CASE(forgets_the_oldest_substitute),
     CASE(a_dead_peer_is_not_waited_for),

@@ -45,7 +45,6 @@ class Library:
         slot["result"] = result
         slot.put_six("arguments", [1, 2, 3, 4, 5, 6])
         slot["time_ns"] = time.monotonic_ns()
-        slot["waiting"] = 1
         slot["request"] += 1
         self.memory["header.doorbell"] += 1
         return slot["request"]
