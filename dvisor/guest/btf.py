@@ -18,8 +18,12 @@ from dvisor.errors import GuestDataError, NotFoundError
 
 MAGIC = 0xEB9F
 MAX_BYTES = 256 << 20
+MAX_NAME = 4096
+"""Bytes of a name; the kernel's own limit is 512 (KSYM_NAME_LEN)."""
 MAX_CHAIN = 64
-"""Longest chain of typedefs and qualifiers, and deepest nesting of anonymous members, followed."""
+"""Longest chain of typedefs and qualifiers followed."""
+MAX_ANONYMOUS = 200
+"""Anonymous structures that a member is looked for in; the most in a kernel are 24."""
 MAX_SAME_STRINGS = 16
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
@@ -142,7 +146,7 @@ class Btf:
         while offset < blob._first_string and blob.base is not None:
             blob = blob.base
         start = offset - blob._first_string
-        end = blob._strings.find(b"\0", start)
+        end = blob._strings.find(b"\0", start, start + MAX_NAME)
         if start < 0 or end < 0:
             raise GuestDataError(f"BTF has no string at {offset}")
         return blob._strings[start:end].decode("utf-8", "replace")
@@ -252,22 +256,26 @@ class Btf:
         a pointer has no fixed place); looks inside anonymous members; None if there is none."""
         bits, found = 0, Member(0, 0, structure)
         for part in path.split("."):
-            inner = self._search(self.resolve(found.type_id), part, MAX_CHAIN)
+            inner = self._search(self.resolve(found.type_id), part, set())
             if inner is None:
                 return None
             bits += inner.bit_offset
             found = inner
         return Member(bits, found.bit_size, found.type_id)
 
-    def _search(self, structure: int, name: str, depth: int) -> Member | None:
-        if depth == 0 or self.kind(structure) not in {STRUCT, UNION}:
+    def _search(self, structure: int, name: str, seen: set[int]) -> Member | None:
+        """``seen``: structures in which it is not, so that those in a loop are searched once."""
+        if structure in seen or len(seen) > MAX_ANONYMOUS:
+            return None
+        seen.add(structure)
+        if self.kind(structure) not in {STRUCT, UNION}:
             return None
         for label, member in self.members(structure):
             if label == name:
                 return member
             if label:
                 continue
-            inner = self._search(self.resolve(member.type_id), name, depth - 1)
+            inner = self._search(self.resolve(member.type_id), name, seen)
             if inner is not None:
                 return inner._replace(bit_offset=inner.bit_offset + member.bit_offset)
         return None

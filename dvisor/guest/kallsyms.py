@@ -16,6 +16,7 @@ import itertools
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from mmap import mmap
 
@@ -116,33 +117,45 @@ def find_tables(image: Image, near: int | None = None) -> Tables:
 
 
 def _tables_around(image: Image, digits: int) -> Tables:
-    buffer = image.buffer
-    tokens = digits
-    for _ in range(ord("0")):
-        tokens = buffer.rfind(b"\0", max(image.start, tokens - 512), tokens - 1) + 1
-        if tokens <= image.start:
-            raise GuestDataError("the token table has no beginning")
-    text = bytes(buffer[tokens : tokens + 256 * 64])
-    starts, at = [], 0
-    for _ in range(256):
-        starts.append(at)
-        at = text.find(b"\0", at) + 1
-        if not at:
-            raise GuestDataError("the token table has no end")
-    expected = struct.pack("<256H", *starts)
-    index = buffer.find(expected, tokens + at, tokens + at + 16 + len(expected))
-    if index < 0:
-        raise GuestDataError("the token index does not match the token table")
-    markers, marks = _markers_before(image, tokens)
-    count, names = _names_before(image, markers, marks)
+    tokens, index = _tokens_around(image, digits)
+    count, names, markers = _names_before(image, tokens)
     offsets, base = _offsets_near(image, names, count, index + 512)
     found = Tables(count, names, markers, tokens, index, offsets, base, None)
     return replace(found, seqs=_seqs_in(image, found))
 
 
-def _markers_before(image: Image, tokens: int) -> tuple[int, array[int]]:
-    """(position, values) of the markers: u32 ascending from 0, right before the tokens; or before
-    seqs_of_names, where that stands in between."""
+def _tokens_around(image: Image, digits: int) -> tuple[int, int]:
+    """(position of the tokens, of their index). They begin where the index says that the digits
+    are: looking back for it would take in what stands before them, if it does not end in zero."""
+    buffer = image.buffer
+    text = bytes(buffer[digits : digits + 256 * 64])
+    end = 0
+    for _ in range(ord("0"), 256):
+        end = text.find(b"\0", end) + 1
+        if not end:
+            raise GuestDataError("the token table has no end")
+    after = digits + end
+    for index in range(after, after + 16):
+        (before,) = struct.unpack_from("<H", buffer, index + 2 * ord("0"))
+        tokens = digits - before
+        found = bytes(buffer[tokens:after]).split(b"\0") if tokens >= image.start else []
+        starts = [0, *itertools.accumulate(len(token) + 1 for token in found[:-2])]
+        if len(starts) == 256 and buffer[index : index + 512] == struct.pack("<256H", *starts):
+            return tokens, index
+    raise GuestDataError("the token index does not match the token table")
+
+
+def _names_before(image: Image, tokens: int) -> tuple[int, int, int]:
+    """(count, position of the names, of their markers)."""
+    for markers, marks in (*_markers_before(image, tokens), *_markers_before_seqs(image, tokens)):
+        found = _names_marked(image, markers, marks)
+        if found:
+            return *found, markers
+    raise GuestDataError("no symbol names and markers before the token table")
+
+
+def _markers_before(image: Image, tokens: int) -> Iterator[tuple[int, array[int]]]:
+    """(position, values) of the markers: u32 ascending from 0, right before the tokens."""
     start = max(image.start, tokens - 4 * MAX_MARKERS) & ~3
     words = array("I", bytes(image.buffer[start : tokens & ~3]))
     while len(words) > 1 and tokens - start - 4 * len(words) < 12 and not words[-1]:
@@ -151,11 +164,11 @@ def _markers_before(image: Image, tokens: int) -> tuple[int, array[int]]:
     while first > 0 and words[first - 1] < words[first]:
         first -= 1
     if len(words) - first > 1 and words[first] == 0:
-        return start + 4 * first, words[first:]
-    return _markers_before_seqs(image, tokens)
+        yield start + 4 * first, words[first:]
 
 
-def _markers_before_seqs(image: Image, end: int) -> tuple[int, array[int]]:
+def _markers_before_seqs(image: Image, end: int) -> Iterator[tuple[int, array[int]]]:
+    """The same where seqs_of_names stands between the markers and the tokens."""
     start = max(image.start, end - (4 + 256 * SEQ_BYTES) * MAX_MARKERS)
     zero = end
     for _ in range(MAX_ZEROS):
@@ -168,8 +181,7 @@ def _markers_before_seqs(image: Image, end: int) -> tuple[int, array[int]]:
             if size > 1 and not zero % 4:
                 marks = array("I", bytes(image.buffer[zero : zero + 4 * size]))
                 if _ascending(marks):
-                    return zero, marks
-    raise GuestDataError("no markers before the token table")
+                    yield zero, marks
 
 
 def _ascending(marks: array[int]) -> bool:
@@ -177,11 +189,11 @@ def _ascending(marks: array[int]) -> bool:
     return all(512 <= after - before <= 256 * 256 for before, after in itertools.pairwise(marks))
 
 
-def _names_before(image: Image, markers: int, marks: array[int]) -> tuple[int, int]:
-    """(count, position of names). Names end where the markers begin, give or take padding."""
+def _names_marked(image: Image, markers: int, marks: array[int]) -> tuple[int, int] | None:
+    """(count, position of the names). Names end where the markers begin, give or take padding."""
     low, high = 256 * (len(marks) - 1), 256 * len(marks)
     if high > MAX_SYMBOLS + 256:
-        raise GuestDataError(f"an absurd number of symbols: {high}")
+        return None
     buffer = image.buffer
     last = marks[-1]
     # names = markers - last - tail, tail at most 256 names; num_syms stands 8 or 4 before it.
@@ -190,23 +202,28 @@ def _names_before(image: Image, markers: int, marks: array[int]) -> tuple[int, i
             break
         for gap in (8, 4):
             (count,) = struct.unpack_from("<I", buffer, names - gap)
-            if low < count <= high and _tail_fits(buffer, names + last, count - low, markers):
+            if not low < count <= high:
+                continue
+            first = _after_names(buffer, names, markers, 256)
+            end = _after_names(buffer, names + last, markers, count - low)
+            if first == names + marks[1] and 0 <= markers - end < 8:
                 return count, names
-    raise GuestDataError("no symbol names before the markers")
+    return None
 
 
-def _tail_fits(buffer: bytes | mmap, at: int, left: int, end: int) -> bool:
-    for _ in range(left):
-        if at >= end:
-            return False
+def _after_names(buffer: bytes | mmap, at: int, limit: int, count: int) -> int:
+    """Where so many names end; 0 if these are no names."""
+    for _ in range(count):
+        if at >= limit:
+            return 0
         size = buffer[at]
         if size & 0x80:
             size = (size & 0x7F) | buffer[at + 1] << 7
             at += 1
         if not size:
-            return False
+            return 0
         at += size + 1
-    return 0 <= end - at < 8
+    return at
 
 
 def _offsets_near(image: Image, names: int, count: int, after: int) -> tuple[int, int | None]:

@@ -16,6 +16,8 @@ from dvisor.errors import GuestDataError
 
 SEQ_BYTES = 3  # big-endian, scripts/kallsyms.c
 SAMPLES = 64
+MAX_NAME = 1024
+"""Twice KSYM_NAME_LEN (include/linux/kallsyms.h): tokens may unfold a few bytes to gigabytes."""
 
 
 class Names:
@@ -47,9 +49,13 @@ class Names:
             if size & 0x80:
                 size = size & 0x7F | blob[at] << 7
                 at += 1
-            return "".join(map(self._tokens.__getitem__, blob[at : at + size]))
+            if size <= MAX_NAME:
+                name = "".join(map(self._tokens.__getitem__, blob[at : at + size]))
+                if len(name) <= MAX_NAME:
+                    return name
         except IndexError:
-            raise GuestDataError("the symbol names are damaged") from None
+            pass
+        raise GuestDataError("the symbol names are damaged")
 
     @cached_property
     def all(self) -> list[str]:
@@ -63,7 +69,12 @@ class Names:
                 if size & 0x80:
                     size = size & 0x7F | blob[at] << 7
                     at += 1
-                append(join(map(token, blob[at : at + size])))
+                if size > MAX_NAME:
+                    raise GuestDataError("a symbol's name is too long")
+                name = join(map(token, blob[at : at + size]))
+                if len(name) > MAX_NAME:
+                    raise GuestDataError("a symbol's name is too long")
+                append(name)
                 at += size
         except IndexError:
             raise GuestDataError("the symbol names are damaged") from None

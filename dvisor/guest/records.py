@@ -15,6 +15,9 @@ from dvisor.errors import NotFoundError, UnsupportedError
 from dvisor.guest import btf as bt
 from dvisor.guest.memory import Memory
 
+MAX_TEXT = 1 << 16
+"""Bytes of an array that is read whole with a record."""
+
 
 class Place(NamedTuple):
     """Where a member stands and how it is decoded."""
@@ -52,7 +55,7 @@ def _code(types: bt.Btf, type_id: int, size: int) -> str:
         return "Q"
     if kind in {bt.INT, bt.ENUM, bt.ENUM64} and size in {1, 2, 4, 8}:
         return _number(size, types.signed(type_id))
-    if kind == bt.ARRAY and types.size(types.array(type_id)[0]) == 1:
+    if kind == bt.ARRAY and size <= MAX_TEXT and types.size(types.array(type_id)[0]) == 1:
         return f"{size}s"
     return ""
 
