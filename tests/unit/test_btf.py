@@ -38,9 +38,7 @@ def test_a_member_is_placed_and_decoded(types: Btf, path: str) -> None:
     assert place(types, "task_t", path) == TASK[path]
 
 
-@pytest.mark.parametrize(
-    "path", ["no", "pid.no", "tasks.no", "tasks.next.prev", ".pid", "pid."]
-)
+@pytest.mark.parametrize("path", ["no", "pid.no", "tasks.no", "tasks.next.prev", ".pid", "pid."])
 def test_what_is_no_member_has_no_place(types: Btf, path: str) -> None:
     assert place(types, "task", path) is None
 
