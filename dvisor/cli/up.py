@@ -29,6 +29,9 @@ def register(app: typer.Typer) -> None:
         append: Annotated[
             str | None, typer.Option(help="Added to the kernel's command line.")
         ] = None,
+        traps: Annotated[
+            bool, typer.Option("--traps", help="Load dvisor's library into QEMU (TCG).")
+        ] = False,
         wait_for: Annotated[
             str | None,
             typer.Option(help="Return when the guest has printed this text on its console."),
@@ -55,6 +58,7 @@ def register(app: typer.Typer) -> None:
             accel=accel,
             cpu=cpu,
             append=append,
+            traps=traps or None,
         )
         machine = api.up(
             wanted,

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from dvisor.errors import HostError
+from dvisor.errors import HostError, UnsupportedError
 from dvisor.folders import cache_directory
 from dvisor.machine.deathsig import die_with_this_process
 from dvisor.machine.spec import LaunchSpec
@@ -40,9 +40,14 @@ class ProbeResult(msgspec.Struct, frozen=True):
 def choose(spec: LaunchSpec, report: Callable[[str], None]) -> Literal["kvm", "tcg"]:
     """What ``spec.accel`` comes to on this host; says why when "auto" comes to TCG.
 
-    HostError when KVM was asked for and cannot be opened.
+    HostError when KVM was asked for and cannot be opened, UnsupportedError when traps were too.
     """
     if spec.accel == "tcg":
+        return "tcg"
+    if spec.traps:
+        if spec.accel == "kvm":
+            raise UnsupportedError('traps = true needs TCG: use accel = "auto" or "tcg"')
+        report("TCG, because traps need it")
         return "tcg"
     missing = _why_no_device()
     if spec.accel == "kvm":

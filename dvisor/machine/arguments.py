@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dvisor.machine import native
 from dvisor.machine.spec import Disk, LaunchSpec, Net
 
 RAM_ID = "ram"
 
 
 def qemu_argv(
-    spec: LaunchSpec, control_fd: int, events_fd: int, serial_fd: int, spare_socket: Path
+    spec: LaunchSpec,
+    control_fd: int,
+    events_fd: int,
+    serial_fd: int,
+    spare_socket: Path,
+    traps_fd: int | None = None,
 ) -> list[str]:
     """The whole command line; the guest does not run before QMP ``cont`` (-S).
 
     The three descriptors are connected sockets that QEMU inherits. ``spare_socket`` is a third
     QMP monitor for whoever wants one. RAM in a memfd and aux-ram-share=on are what a later
-    replacement of QEMU under the guest needs from the first boot on (cpr-transfer).
+    replacement of QEMU under the guest needs from the first boot on (cpr-transfer). ``traps_fd``:
+    the memory that dvisor's library shares, if it is to be loaded.
     """
     argv = [*spec.qemu_argv_prefix, "-name", f"{spec.name},process=dvisor-{spec.name[:8]}"]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
@@ -34,6 +41,8 @@ def qemu_argv(
     for index, disk in enumerate(spec.disks):
         argv += _disk(index, disk)
     argv += _net(spec.net)
+    if traps_fd is not None:
+        argv += native.plugin_arguments(native.library(), traps_fd)
     # A guest that panics stays as it is, to be looked at (QEMU learns of it through pvpanic).
     argv += ["-action", "panic=pause"]
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]

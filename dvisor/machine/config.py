@@ -50,6 +50,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: NetConfig = NetConfig()
     powerdown_timeout_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
     qemu_args: tuple[str, ...] = ()
+    traps: bool = False
 
 
 class BootFiles(msgspec.Struct, frozen=True):
@@ -131,6 +132,7 @@ def launch_spec(
         net=Net(config.net.mode, tuple(_forward(text) for text in config.net.forwards)),
         powerdown_timeout_s=config.powerdown_timeout_s,
         qemu_args=config.qemu_args,
+        traps=config.traps,
     )
 
 

@@ -30,6 +30,7 @@ from dvisor.machine.messages import (
     Request,
     Reset,
     Resume,
+    ShareTraps,
     Subscribe,
 )
 from dvisor.machine.places import CONTROL_SOCKET, runtime_directory
@@ -97,6 +98,16 @@ class Control:
             ) from error
         self._descriptors.clear()
         return info, ram_fd, epoch_fd
+
+    def traps_memory(self) -> int:
+        """A descriptor of the memory that the library in QEMU shares, which the caller owns.
+
+        UnsupportedError when the VM was started without traps.
+        """
+        self._ask(ShareTraps(), Done)
+        if len(self._descriptors) != 1:
+            raise EngineError(f"the supervisor of {self.name} sent no descriptor")
+        return self._descriptors.pop()
 
     def registers_text(self) -> str:
         """What QEMU prints for ``info registers -a``."""

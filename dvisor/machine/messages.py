@@ -30,6 +30,10 @@ class Describe(Request, tag="describe", frozen=True):
     descriptors: bool = False
 
 
+class ShareTraps(Request, tag="traps", frozen=True):
+    """Done; the memory that the library in QEMU shares comes with it (SCM_RIGHTS)."""
+
+
 class ReadRegisters(Request, tag="registers", frozen=True):
     """Text of HMP ``info registers -a``."""
 
@@ -76,6 +80,7 @@ class Subscribe(Request, tag="events", frozen=True):
 
 AnyRequest = (
     Describe
+    | ShareTraps
     | ReadRegisters
     | Pause
     | Resume

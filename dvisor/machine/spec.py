@@ -49,3 +49,5 @@ class LaunchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     net: Net = Net()
     powerdown_timeout_s: float = 10.0
     qemu_args: tuple[str, ...] = ()
+    traps: bool = False
+    """Load dvisor's library into QEMU, for ``dvisor.machine.traps``; TCG only."""

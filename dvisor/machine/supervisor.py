@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from dvisor.errors import DvisorError, EngineError, HostError
+from dvisor.errors import DvisorError, EngineError, HostError, UnsupportedError
 from dvisor.machine import messages, record, registry
 from dvisor.machine.bounded_log import BoundedLog
 from dvisor.machine.epoch import EpochPage
@@ -173,6 +173,14 @@ class Supervisor:
     def descriptors(self) -> list[int]:
         """The RAM's memfd, read-only, and the epoch page's."""
         return [self._ram_fd, self._epoch.fd]
+
+    def traps_descriptor(self) -> int:
+        """The memory that the library in QEMU shares; UnsupportedError when there is none."""
+        if self.vmm.traps_fd is None:
+            raise UnsupportedError(
+                f"VM {self.spec.name} was started without traps: start it with traps = true"
+            )
+        return self.vmm.traps_fd
 
     async def registers(self) -> str:
         """Text of HMP ``info registers -a``."""

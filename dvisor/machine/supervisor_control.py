@@ -33,6 +33,7 @@ class Supervised(Protocol):
 
     def info(self) -> Info: ...
     def descriptors(self) -> list[int]: ...
+    def traps_descriptor(self) -> int: ...
     async def registers(self) -> str: ...
     async def quit(self, *, force: bool, timeout_s: float | None) -> None: ...
 
@@ -151,6 +152,9 @@ class _Connection:
             case messages.Describe():
                 descriptors = self._supervised.descriptors() if request.descriptors else None
                 await self._send(self._supervised.info(), descriptors)
+            case messages.ShareTraps():
+                shared = self._supervised.traps_descriptor()
+                await self._send(Done(self._run_control.state), [shared])
             case messages.ReadRegisters():
                 self._run_control.lifecycle.require("read the registers of", *LIVE)
                 await self._send(Registers(await self._supervised.registers()))

@@ -18,6 +18,7 @@ from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
 from dvisor.errors import EngineError, HostError
+from dvisor.machine import native
 from dvisor.machine.arguments import RAM_ID, qemu_argv
 from dvisor.machine.deathsig import die_with_this_process
 from dvisor.machine.foreign_mtree import parse_flatview
@@ -48,7 +49,8 @@ class Exit(NamedTuple):
 class Vmm:
     """A QEMU that dies with the thread that made it: make it in the main thread.
 
-    ``serial`` is the guest's first serial line. ``exited`` is done when QEMU has ended.
+    ``serial`` is the guest's first serial line, ``traps_fd`` the memory that its library shares
+    (None without traps). ``exited`` is done when QEMU has ended.
     """
 
     def __init__(
@@ -63,9 +65,12 @@ class Vmm:
         self._control_socket, self._events_socket, self.serial = (mine for mine, _ in pairs)
         self.serial.setblocking(False)
         control_fd, events_fd, serial_fd = inherited = [theirs.fileno() for _, theirs in pairs]
-        argv = qemu_argv(spec, control_fd, events_fd, serial_fd, spare_socket)
-        log(f"$ {shlex.join(argv)}\n".encode())
+        self.traps_fd = native.shared_memory() if spec.traps else None
+        if self.traps_fd is not None:
+            inherited = [*inherited, self.traps_fd]
         try:
+            argv = qemu_argv(spec, control_fd, events_fd, serial_fd, spare_socket, self.traps_fd)
+            log(f"$ {shlex.join(argv)}\n".encode())
             self._process = _start(argv, inherited, scratch)
         finally:
             for _, theirs in pairs:
@@ -176,6 +181,9 @@ class Vmm:
                 await client.disconnect()
         for end in (self._control_socket, self._events_socket, self.serial):
             end.close()
+        if self.traps_fd is not None:
+            os.close(self.traps_fd)
+            self.traps_fd = None
         return ending
 
 

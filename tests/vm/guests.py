@@ -45,7 +45,13 @@ class RunningGuest:
 
 @contextlib.contextmanager
 def running_guest(
-    kernel: str, cpu: str, vcpus: int, scratch: Path, *, workload: bool = True
+    kernel: str,
+    cpu: str,
+    vcpus: int,
+    scratch: Path,
+    *,
+    workload: bool = True,
+    traps: bool = False,
 ) -> Iterator[RunningGuest]:
     """Boot, wait until it is ready, and end it whatever happens."""
     image = images.build("debian", kernel, progress=images.PlainProgress())
@@ -62,6 +68,7 @@ def running_guest(
         vcpus=vcpus,
         cpu=cpu,
         accel="tcg",
+        traps=traps,
     )
     handle = launch(spec, wait_for="dvisor: ready", wait_timeout_s=180)
     try:
