@@ -103,23 +103,27 @@ class Tables:
         return address
 
 
-def find_tables(image: Image, near: int | None = None) -> Tables:
-    """Search the image, from position ``near`` on; GuestDataError says which part is missing."""
-    buffer, at, seen = image.buffer, image.start if near is None else near, 0
+def find_tables(image: Image) -> Tables:
+    """Search the image; GuestDataError says which part is missing."""
+    buffer, at, seen = image.buffer, image.start, 0
     reason = "no token table"
     while (hit := buffer.find(SIGNATURE, at, image.end)) >= 0 and seen < 16:
         at, seen = hit + 1, seen + 1
         try:
-            return _tables_around(image, hit)
-        except (GuestDataError, IndexError, struct.error) as error:
+            return tables_around(image, hit)
+        except GuestDataError as error:
             reason = str(error)
     raise GuestDataError(f"no symbol table in the kernel image: {reason}")
 
 
-def _tables_around(image: Image, digits: int) -> Tables:
-    tokens, index = _tokens_around(image, digits)
-    count, names, markers = _names_before(image, tokens)
-    offsets, base = _offsets_near(image, names, count, index + 512)
+def tables_around(image: Image, digits: int) -> Tables:
+    """The tables to which a SIGNATURE at this position belongs; GuestDataError if to none."""
+    try:
+        tokens, index = _tokens_around(image, digits)
+        count, names, markers = _names_before(image, tokens)
+        offsets, base = _offsets_near(image, names, count, index + 512)
+    except (IndexError, struct.error):
+        raise GuestDataError("the symbol table leaves the kernel image") from None
     found = Tables(count, names, markers, tokens, index, offsets, base, None)
     return replace(found, seqs=_seqs_in(image, found))
 

@@ -135,25 +135,6 @@ def _on_list(memory: Memory, path: list[int], firm: int) -> int:
     return max(firm, len(path))
 
 
-def hlist_entries(
-    memory: Memory, head: int, offset: int, problem: Problem, what: str, limit: int = LIMIT
-) -> Iterator[int]:
-    """The same for ``struct hlist_head`` and, with its odd end marks, ``hlist_nulls_head``."""
-    seen: set[int] = set()
-    at = memory.u64(head)
-    while at and not at & 1:
-        if at in seen or len(seen) > limit:
-            problem(f"the chain of {what} {'runs in a circle' if at in seen else 'has no end'}")
-            return
-        seen.add(at)
-        yield at - offset
-        try:
-            at = memory.u64(at)
-        except GuestMemoryError as error:
-            problem(f"the chain of {what} is broken: {error}")
-            return
-
-
 def tree_entries(
     memory: Memory, root: int, offset: int, problem: Problem, what: str, limit: int = LIMIT
 ) -> Iterator[int]:
@@ -199,17 +180,20 @@ def xarray_entries(
     stack: list[tuple[int, int, int]] = [(head, 0, 64)]  # entry, index, bits it may span
     while stack:
         entry, index, bits = stack.pop()
+        budget -= 1
+        if budget < 0:
+            problem(f"the array of {what} has no end")
+            return
         if not entry & _POINTER_LOW_BITS:
             if entry:
                 yield index, entry
             continue
         if entry & _POINTER_LOW_BITS != _XA_NODE or entry < 4096:
             continue
-        budget -= 1
         node = entry - _XA_NODE
         try:
             shift = memory.read(node + shift_offset, 1)[0]
-            if shift >= bits or budget < 0:
+            if shift >= bits:
                 problem(f"the array of {what} is not a tree")
                 return
             slots = struct.unpack("<64Q", memory.read(node + slots_offset, 8 * _XA_SLOTS))

@@ -26,7 +26,7 @@ from dvisor.errors import (
     UnsupportedError,
 )
 from dvisor.guest import paging
-from dvisor.guest.kallsyms import SIGNATURE, TEXT_START, Image, Kallsyms, Tables, find_tables
+from dvisor.guest.kallsyms import SIGNATURE, TEXT_START, Image, Kallsyms, Tables, tables_around
 from dvisor.machine.engine import Engine
 
 IMAGE_SPACE = 1 << 30  # KERNEL_IMAGE_SIZE with KASLR, arch/x86/include/asm/page_64_types.h
@@ -217,9 +217,9 @@ def _by_signature(engine: Engine) -> Iterator[Located]:
         start = max(block.gpa, (hit - (64 << 20)) & -(2 << 20))
         image = window(engine, start, min(block.end, hit + (64 << 20)) - start, 0)
         try:
-            tables = find_tables(image, near=image.start + hit - start)
+            tables = tables_around(image, image.start + hit - start)
             yield _anchored(engine, image, tables, start)
-        except (DvisorError, struct.error, IndexError):
+        except DvisorError:
             continue
 
 

@@ -21,6 +21,7 @@ from dvisor.addresses import MASK64, PAGE_SIZE, GuestPhysical
 from dvisor.errors import DvisorError, GuestMemoryError, NotFoundError
 from dvisor.guest import cache
 from dvisor.guest.guest import Guest
+from dvisor.guest.kallsyms import SIGNATURE
 from dvisor.guest.tasks import Task
 from tests.frozen import FrozenEngine, footprint, frozen, survey, views
 
@@ -425,6 +426,67 @@ def test_endless_lists_in_all_tasks_end(kernel: str, member: str) -> None:
     assert not answers[damaged].complete
     most = target.ram_end // target.kernel.size_of("task_struct")
     assert len(answers["tasks(threads=True)"]) <= most
+
+
+def without_registers(kernel: str) -> Victim:
+    """As a raw file of RAM: the kernel must be found by what RAM holds."""
+    target = sound(kernel)
+    return Victim(target, target.frozen.engine(registers=False))
+
+
+def vmcoreinfo(target: Sound) -> bytes:
+    kernel = target.kernel
+    return kernel.memory.string(kernel.memory.u64(kernel.symbol("vmcoreinfo_data")), 4096)
+
+
+@on_every_kernel
+def test_without_registers_the_same_kernel_is_found(kernel: str) -> None:
+    answer = without_registers(kernel).look()["tasks"]
+    assert answer == sound(kernel).tasks
+
+
+numbers = st.one_of(
+    st.integers(-(1 << 70), 1 << 70).map(str),
+    st.integers(0, MASK64).map(hex),
+    st.sampled_from(["", "x", "-", "0x", "9" * 3000, "ffffffff81000000", "\x00", "é"]),
+)
+
+
+@on_every_kernel
+@examples(15)
+@given(data=st.data())
+def test_vmcoreinfo_of_made_up_numbers_is_not_believed(kernel: str, data: st.DataObject) -> None:
+    target = sound(kernel)
+    victim = without_registers(kernel)
+    lines = vmcoreinfo(target).decode().splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith(("KERNELOFFSET", "NUMBER(phys", "SYMBOL(swapper", "NUMBER(pgtable")):
+            name = line.partition("=")[0]
+            lines[i] = f"{name}={data.draw(numbers)}" if data.draw(st.booleans()) else line
+    raw = "\n".join(lines).encode()[:4095].ljust(4096, b"\0")
+    victim.poke(target.kernel.memory.u64(target.kernel.symbol("vmcoreinfo_data")), raw)
+    answer = victim.look()["tasks"]
+    assert isinstance(answer, DvisorError) or answer == target.tasks
+
+
+@on_every_kernel
+@pytest.mark.parametrize("what", ["notes", "copies", "signatures"])
+def test_floods_of_false_kernels_end(kernel: str, what: str) -> None:
+    """Pages that look like VMCOREINFO, copies of the true one, signatures of symbol tables."""
+    target = sound(kernel)
+    victim = without_registers(kernel)
+    note = vmcoreinfo(target)
+    page = {
+        "notes": note.replace(b"KERNELOFFSET=", b"KERNELOFFSET=-"),
+        "copies": note,
+        "signatures": SIGNATURE * (PAGE_SIZE // len(SIGNATURE)),
+    }[what].ljust(PAGE_SIZE, b"\0")[:PAGE_SIZE]
+    if what == "signatures":
+        start = target.kernel.memory.u64(target.kernel.symbol("vmcoreinfo_data"))
+        victim.poke(start, bytes(PAGE_SIZE))
+    victim.engine.write(0x1000, page * 128)
+    answer = victim.look()["tasks"]
+    assert isinstance(answer, DvisorError) or answer == target.tasks
 
 
 @on_every_kernel
