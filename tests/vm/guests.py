@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from dvisor.machine.console import Console
 from dvisor.machine.launch import launch
 from dvisor.machine.spec import Disk, LaunchSpec
 from dvisor.machine.vm_engine import VmEngine
+
+_numbers = itertools.count()
 
 
 @dataclass
@@ -55,7 +58,7 @@ def running_guest(
 ) -> Iterator[RunningGuest]:
     """Boot, wait until it is ready, and end it whatever happens."""
     image = images.build("debian", kernel, progress=images.PlainProgress())
-    name = f"test-{os.getpid()}-{kernel.replace('.', '-')}"
+    name = f"test-{os.getpid()}-{next(_numbers)}"
     assert image.disk is not None
     spec = LaunchSpec(
         name=name,
