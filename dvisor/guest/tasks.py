@@ -19,7 +19,7 @@ TRIES = 4
 
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
-_NEXT, _PREV, _SIGNAL = 2, 3, 13  # places in what _Reader.task reads
+_NEXT, _PREV, _PID, _TGID, _SIGNAL = 2, 3, 6, 7, 13  # places in what _Reader.task reads
 MAX_NAMES = 1 << 14
 COMM_LENGTH = 15  # TASK_COMM_LEN less the final NUL
 
@@ -112,9 +112,12 @@ class _Reader:
             address = at - link
             values = read(address)
             try:
-                return values[_NEXT], values[_PREV], task_of(address, values)
+                entry = task_of(address, values)
             except GuestDataError as error:
                 return values[_NEXT], values[_PREV], Listing((), [str(error)])
+            if values[_PID] != values[_TGID]:
+                entry = _replaced(entry, values[_TGID])
+            return values[_NEXT], values[_PREV], entry
 
         head = kernel.symbol("init_task") + link
         self._gather(listing, head, process, "task list")
@@ -233,6 +236,14 @@ class _Reader:
             return memory.string(name, 64).decode("utf-8", "backslashreplace") if name else ""
         except GuestDataError:
             return ""
+
+
+def _replaced(leader: Entry, tgid: int) -> Listing[Task]:
+    """A thread that execs swaps ids with its leader, then takes its place (de_thread(), fs/exec.c):
+    in between, the leader is on the list with the thread's id."""
+    found = leader if isinstance(leader, Listing) else Listing([leader])
+    found.problem(f"the leader of process {tgid} has another id")
+    return found
 
 
 def state_letter(state: int, exit_state: int) -> str:

@@ -179,6 +179,18 @@ def test_a_damaged_task_list_is_marked_partial(kernel: str, data: st.DataObject)
 
 
 @on_every_kernel
+@pytest.mark.parametrize("member", ["pid", "tgid"])
+def test_a_process_that_claims_another_id_is_shown_and_marked(kernel: str, member: str) -> None:
+    target = sound(kernel)
+    victim = target.victim()
+    task = target.tasks[5]
+    victim.poke(target.member("task_struct", member, task.address), struct.pack("<I", 4242))
+    answer = victim.look()["tasks"]
+    assert [found.address for found in answer] == [found.address for found in target.tasks]
+    assert not answer.complete
+
+
+@on_every_kernel
 @examples(100)
 @given(data=st.data())
 def test_random_words_end_in_answers_or_errors(kernel: str, data: st.DataObject) -> None:

@@ -5,6 +5,7 @@ Nothing may be invented or fail then, and lists must still come out whole.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -62,16 +63,27 @@ def shell_quoted(text: str) -> str:
 
 
 def check(tasks: Listing[Task], names: set[str], threads: bool) -> None:
-    """No task is invented: each is one that can exist, and is there once."""
-    assert {n: c for n, c in Counter(task.pid for task in tasks).items() if c > 1} == {}
+    """No task is invented: each is one that can exist; in a whole list it is there once."""
+    if tasks.complete:
+        assert {n: c for n, c in Counter(task.pid for task in tasks).items() if c > 1} == {}
+        assert threads or all(task.pid == task.tgid for task in tasks)
     for task in tasks:
         assert 0 < task.pid <= MAX_PID, task
         assert 0 <= task.ppid <= MAX_PID, task
-        assert threads or task.pid == task.tgid, task
-        known = task.comm in names or (task.kernel_thread and task.comm.startswith(KERNEL_NAMES))
-        assert known, task
+        kernels = task.kernel_thread and task.comm.startswith(KERNEL_NAMES)
+        assert task.comm in names or kernels or is_half_written(task.comm), task
         assert task.uid == 0 or task.comm not in NAMES, task
         assert task.state in "RSDTtZXIP", task
+
+
+def is_half_written(comm: str) -> bool:
+    """Whether an exec is just copying one of our names over another, byte by byte: since 6.14 the
+    kernel's own readers may see that too (__set_task_comm() takes no lock)."""
+    return any(
+        comm == new[:copied] + old[copied:]
+        for new, old in itertools.permutations(NAMES, 2)
+        for copied in range(1, len(old))
+    )
 
 
 @pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.full)])
